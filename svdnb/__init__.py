@@ -1,0 +1,59 @@
+"""svdnb: helpers for notebooks that teach Stable Video Diffusion with diffusers.
+
+The public names are imported on first use, so `import svdnb` itself is instant: no torch yet.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from svdnb import check as check
+    from svdnb.checkpoints import Checkpoint as Checkpoint
+    from svdnb.checkpoints import CheckpointError as CheckpointError
+    from svdnb.checkpoints import checkpoint as checkpoint
+    from svdnb.motion import flicker as flicker
+    from svdnb.motion import likeness as likeness
+    from svdnb.motion import motion_score as motion_score
+    from svdnb.pictures import ImageError as ImageError
+    from svdnb.pictures import example_images as example_images
+    from svdnb.pictures import load_image as load_image
+    from svdnb.videos import VideoError as VideoError
+    from svdnb.videos import compare as compare
+    from svdnb.videos import filmstrip as filmstrip
+    from svdnb.videos import save as save
+    from svdnb.videos import show as show
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Checkpoint": "checkpoints",
+    "CheckpointError": "checkpoints",
+    "checkpoint": "checkpoints",
+    "ImageError": "pictures",
+    "example_images": "pictures",
+    "load_image": "pictures",
+    "VideoError": "videos",
+    "compare": "videos",
+    "filmstrip": "videos",
+    "save": "videos",
+    "show": "videos",
+    "flicker": "motion",
+    "likeness": "motion",
+    "motion_score": "motion",
+}
+
+__all__ = ["__version__", "check", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "check":
+        return importlib.import_module("svdnb.check")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"svdnb.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'svdnb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
