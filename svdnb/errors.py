@@ -1,0 +1,10 @@
+"""Errors made for learners."""
+
+from __future__ import annotations
+
+
+class Explained(Exception):
+    """An error whose message says what was wrong and what to do next; a notebook shows no trace."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]

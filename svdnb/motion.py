@@ -1,0 +1,135 @@
+"""What a video did: how much it moved, how much it flickered, how close it stayed to its picture.
+
+Frames are a list of `PIL.Image`, or an array (frames, height, width, 3) of floats in [0, 1] or uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Frames: TypeAlias = Sequence[Image.Image] | NDArray[Any]
+
+STILL = 0.1
+"""Below so many pixels a frame a place counts as standing still."""
+
+
+class Figure(float):
+    """A number that knows its unit and its range: `float(figure)` computes, `str(figure)` reads."""
+
+    unit: str
+    range: tuple[float, float]
+
+    def __new__(cls, value: float, unit: str, range: tuple[float, float]) -> Figure:
+        figure = super().__new__(cls, value)
+        figure.unit, figure.range = unit, range
+        return figure
+
+    def __str__(self) -> str:
+        return f"{float(self):.2f} {self.unit}".strip()
+
+    __repr__ = __str__
+
+
+class Likeness(NamedTuple):
+    """How close a video is to a picture: its first frame, and the mean over all frames.
+
+    PSNR in dB, from 0 to infinity (the same); SSIM from -1 to 1 (the same).
+    """
+
+    first_psnr: Figure
+    first_ssim: Figure
+    clip_psnr: Figure
+    clip_ssim: Figure
+
+
+def motion_score(video: Frames) -> Figure:
+    """Mean length of the optical flow between neighbouring frames, in pixels a frame, from 0 up.
+
+    The flow is TV-L1 (Zach, Pock and Bischof, 2007) as scikit-image computes it. Raises ValueError
+    for fewer than two frames.
+    """
+    return Figure(float(_flow(_gray(_array(video))).mean()), "px/frame", (0.0, float("inf")))
+
+
+def flicker(video: Frames, still: NDArray[np.bool_] | None = None) -> Figure:
+    """Mean change between neighbouring frames where nothing moves, in levels of 255, from 0 to 255.
+
+    `still` (height, width) says where that is. Without it, it is wherever the optical flow over the
+    whole clip stays below 0.1 pixels a frame on average, and if that is nowhere, the stillest
+    hundredth of the picture. Raises ValueError for fewer than two frames, or an empty `still`.
+    """
+    frames = _array(video)
+    if still is None:
+        speed = _flow(_gray(frames)).mean(axis=0)
+        still = speed <= max(STILL, float(np.quantile(speed, 0.01)))
+    if still.shape != frames.shape[1:3] or not still.any():
+        raise ValueError(
+            f"`still` marks no pixel of a {frames.shape[2]}x{frames.shape[1]} video. Pass a mask of "
+            "booleans of shape (height, width) with at least one True, or leave it out."
+        )
+    change = np.abs(np.diff(frames, axis=0))[:, still]
+    return Figure(float(change.mean()) * 255, "levels of 255", (0.0, 255.0))
+
+
+def likeness(video: Frames, picture: Image.Image | NDArray[Any]) -> Likeness:
+    """Compare a video with the picture it came from: PSNR in dB and SSIM, of frame 1 and on average.
+
+    A picture of another size is resized to the frames. SSIM is that of Wang et al. (2004) as
+    scikit-image computes it.
+    """
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    frames = _array(video)
+    height, width = frames.shape[1:3]
+    truth = _array([picture])[0]
+    if truth.shape != frames.shape[1:]:
+        whole = Image.fromarray((truth * 255).round().astype(np.uint8))
+        truth = _array([whole.resize((width, height), Image.Resampling.LANCZOS)])[0]
+    with np.errstate(divide="ignore"):
+        psnr = [peak_signal_noise_ratio(truth, frame, data_range=1) for frame in frames]
+    window = min(7, height - 1 + height % 2, width - 1 + width % 2)
+    ssim = [
+        structural_similarity(truth, frame, channel_axis=2, data_range=1, win_size=window)
+        for frame in frames
+    ]
+    db, index = ("dB", (0.0, float("inf"))), ("SSIM", (-1.0, 1.0))
+    return Likeness(
+        Figure(psnr[0], *db),
+        Figure(ssim[0], *index),
+        Figure(float(np.mean(psnr)), *db),
+        Figure(float(np.mean(ssim)), *index),
+    )
+
+
+def _array(video: Frames | Sequence[Image.Image | NDArray[Any]]) -> NDArray[np.float32]:
+    frames = np.stack([np.asarray(frame) for frame in video])
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(
+            f"These frames have the shape {frames.shape}. Pass RGB pictures of one size, or an "
+            "array of shape (frames, height, width, 3)."
+        )
+    if frames.dtype == np.uint8:
+        return frames.astype(np.float32) / 255
+    return frames.astype(np.float32)
+
+
+def _gray(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    from skimage.color import rgb2gray
+
+    if len(frames) < 2:
+        raise ValueError("Motion needs at least two frames. Pass a video of two frames or more.")
+    gray: NDArray[np.float32] = rgb2gray(frames)
+    return gray
+
+
+def _flow(gray: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Length of the flow, (frames - 1, height, width), in pixels."""
+    from skimage.registration import optical_flow_tvl1
+
+    pairs = zip(gray, gray[1:], strict=False)
+    return np.stack([np.hypot(*optical_flow_tvl1(one, two)) for one, two in pairs])

@@ -1,0 +1,90 @@
+"""Figures about videos whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from svdnb import flicker, likeness, motion_score
+
+
+def texture(seed: int = 0, size: int = 96) -> np.ndarray:
+    noise = np.random.default_rng(seed).random((size, size, 3))
+    smooth = gaussian_filter(noise, (2.0, 2.0, 0), mode="wrap")
+    return (smooth - smooth.min()) / np.ptp(smooth)
+
+
+def shifted(pixels: int, frames: int = 4, seed: int = 0) -> np.ndarray:
+    """A window that glides over a texture, `pixels` a frame."""
+    whole = texture(seed)
+    return np.stack([np.roll(whole, -pixels * k, axis=1)[16:80, 16:80] for k in range(frames)])
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 3])
+def test_motion_score_is_the_shift(pixels: int) -> None:
+    assert motion_score(shifted(pixels)) == pytest.approx(pixels, rel=0.1)
+
+
+def test_a_still_clip_scores_zero() -> None:
+    still = shifted(0)
+    assert motion_score(still) == 0
+    assert flicker(still) == 0
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 50))
+def test_motion_does_not_depend_on_the_direction_of_time(seed: int) -> None:
+    clip = shifted(2, frames=3, seed=seed)
+    assert motion_score(clip) == pytest.approx(motion_score(clip[::-1]), rel=0.1)
+
+
+def test_noise_raises_flicker_and_not_motion() -> None:
+    clip = shifted(0)
+    noisy = np.clip(clip + np.random.default_rng(1).normal(0, 3 / 255, clip.shape), 0, 1)
+    assert flicker(noisy) > 2
+    assert motion_score(noisy) < 0.1
+
+
+def test_motion_alone_is_not_flicker() -> None:
+    clip = shifted(0)
+    clip[:, 20:40, 20:40] = shifted(3, seed=3)[:, 20:40, 20:40]
+    outside = np.ones((64, 64), bool)
+    outside[20:40, 20:40] = False
+    assert flicker(clip, outside) == 0
+    assert flicker(clip) < 1
+
+
+def test_likeness_of_a_picture_with_itself_and_with_another() -> None:
+    clip = shifted(0)
+    same = likeness(clip, clip[0].astype(np.float32))
+    assert same.first_ssim == pytest.approx(1)
+    assert same.clip_psnr == float("inf")
+    other = likeness(clip, texture(9)[:64, :64])
+    assert other.clip_ssim < 0.5
+    assert other.first_psnr < 20
+
+
+def test_lists_of_pictures_and_arrays_give_the_same() -> None:
+    clip = (shifted(2) * 255).round().astype(np.uint8)
+    pictures = [Image.fromarray(frame) for frame in clip]
+    assert motion_score(pictures) == pytest.approx(motion_score(clip), abs=1e-6)
+    assert likeness(pictures, pictures[0]).first_psnr == float("inf")
+
+
+def test_figures_tell_their_unit_and_range() -> None:
+    score = motion_score(shifted(1))
+    assert str(score).endswith("px/frame")
+    assert score.range == (0, float("inf"))
+
+
+def test_unusable_input_is_explained() -> None:
+    with pytest.raises(ValueError, match="two frames"):
+        motion_score(shifted(0, frames=1))
+    with pytest.raises(ValueError, match="shape"):
+        motion_score(np.zeros((3, 8, 8)))
+    with pytest.raises(ValueError, match="marks no pixel"):
+        flicker(shifted(0), np.zeros((64, 64), bool))
