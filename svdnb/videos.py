@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from html import escape
@@ -104,7 +105,8 @@ def save(
             "Choose a folder you may write to, with space left."
         ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be none, or no folder
+            unfinished.unlink()
     return target
 
 
@@ -283,17 +285,16 @@ def _encode_h264(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
         "-map_metadata -1 -fflags +bitexact -movflags +faststart",
     ]
     try:
-        ffmpeg = get_ffmpeg_exe()
-    except RuntimeError as error:
+        # imageio's own writer is deaf to ffmpeg's exit status: a full disk would pass unseen.
+        done = subprocess.run(
+            [get_ffmpeg_exe(), *" ".join(options).split(), str(path)],
+            input=pixels.tobytes(),
+            capture_output=True,
+        )
+    except (OSError, RuntimeError) as error:
         raise VideoError(
-            f"No ffmpeg was found ({error}). Run: pip install imageio-ffmpeg"
+            f"ffmpeg could not be started ({error}). Run: pip install imageio-ffmpeg"
         ) from error
-    # imageio's own writer does not look at ffmpeg's exit status, so a full disk would pass unseen.
-    done = subprocess.run(
-        [ffmpeg, *" ".join(options).split(), str(path)],
-        input=pixels.tobytes(),
-        capture_output=True,
-    )
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()[-500:]
         raise VideoError(

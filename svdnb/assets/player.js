@@ -46,31 +46,13 @@
     const fps = Math.max(...videos.map(fpsOf));
     const lastFrame = Math.round(secondsOf(clock) * fps) - 1;
     let playing = false;
-
-    const frame = () => Math.min(lastFrame, Math.floor(clock.currentTime * fps + 0.01));
+    let at = 0; // the frame on show, counted from 0
 
     function play() {
-      if (clock.ended || frame() === lastFrame) videos.forEach((video) => (video.currentTime = 0));
+      if (at === lastFrame) videos.forEach((video) => (video.currentTime = 0));
       playing = true;
       videos.forEach(start);
-      requestAnimationFrame(follow);
-      paint();
-    }
-
-    function pause() {
-      playing = false;
-      videos.forEach((video) => video.pause());
-      seek(frame());
-    }
-
-    function seek(wanted) {
-      const target = Math.max(0, Math.min(lastFrame, wanted));
-      for (const video of videos) {
-        // The middle of a frame: its edge could show the neighbour.
-        const lastMiddle = secondsOf(video) - 0.5 / fpsOf(video);
-        video.currentTime = Math.min((target + 0.5) / fps, lastMiddle);
-      }
-      paint();
+      follow();
     }
 
     function follow() {
@@ -80,16 +62,43 @@
         const late = Math.abs(video.currentTime - due) > 0.5 / fps;
         if (video !== clock && late && !video.seeking) video.currentTime = due;
       }
+      at = Math.min(lastFrame, Math.floor(clock.currentTime * fps + 0.01));
       paint();
       requestAnimationFrame(follow);
     }
 
+    function jump(wanted) {
+      playing = false;
+      at = Math.max(0, Math.min(lastFrame, wanted));
+      for (const video of videos) {
+        video.pause();
+        settle(video);
+      }
+      paint();
+    }
+
+    // One seek at a time, and a rest after each: where a second seek follows at once, Chromium
+    // now and then leaves the first one's picture standing.
+    const busy = new Set();
+    function settle(video) {
+      const lastMiddle = secondsOf(video) - 0.5 / fpsOf(video);
+      // The middle of a frame: its edge could show the neighbour.
+      const due = Math.min((at + 0.5) / fps, lastMiddle);
+      const there = Math.abs(video.currentTime - due) < 0.001;
+      if (playing || there || video.seeking || busy.has(video)) return;
+      busy.add(video);
+      video.currentTime = due;
+    }
+    function rest(video) {
+      setTimeout(() => {
+        busy.delete(video);
+        settle(video);
+      }, 50);
+    }
+
+    const pause = () => jump(at);
     const toggle = () => (playing ? pause() : play());
-    const jump = (wanted) => {
-      pause();
-      seek(wanted);
-    };
-    const step = (by) => jump(frame() + by);
+    const step = (by) => jump(at + by);
 
     const bar = document.createElement("div");
     bar.className = "svdnb-controls";
@@ -108,7 +117,6 @@
 
     let painted = "";
     function paint() {
-      const at = frame();
       if (painted === `${at} ${playing}`) return;
       painted = `${at} ${playing}`;
       slider.value = at;
@@ -140,6 +148,7 @@
       video.controls = false;
       video.loop = false;
       video.addEventListener("click", toggle);
+      video.addEventListener("seeked", () => rest(video));
     }
     clock.addEventListener("ended", () => playing && play());
     clock.addEventListener("pause", () => playing && !clock.ended && pause()); // a media key

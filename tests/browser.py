@@ -1,0 +1,41 @@
+"""A real Chromium for tests that look at what a reader sees."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextmanager
+def launch_chromium() -> Iterator[Browser]:
+    """The first Chromium found. Without one, tests are skipped, but fail where CI is set."""
+    with sync_playwright() as playwright:
+        names = ("chromium", "google-chrome", "chrome")
+        found = next(filter(None, map(shutil.which, names)), None)
+        executable = found or playwright.chromium.executable_path
+        if not Path(executable).exists():
+            missing = (
+                "NO BROWSER: nothing was looked at. Run: python -m playwright install chromium"
+            )
+            if os.environ.get("CI"):
+                pytest.fail(missing)
+            pytest.skip(missing)
+        browser = playwright.chromium.launch(executable_path=executable, args=QUIET)
+        yield browser
+        browser.close()

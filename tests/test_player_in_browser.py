@@ -1,0 +1,233 @@
+"""The players, in a real browser: what a reader sees, presses and hears read out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import launch_chromium
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from svdnb.videos import PLAYER_WIDTH, Player, compare, show
+
+FRAMES = 14
+FPS = 7
+
+OpenPage = Callable[..., Page]
+
+
+def greys(frames: int = FRAMES) -> np.ndarray[Any, Any]:
+    """A clip whose brightness tells the frame's number."""
+    levels = np.arange(frames) / FRAMES
+    return np.ones((frames, 64, 112, 3)) * levels[:, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with launch_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(chromium: Browser) -> Iterator[OpenPage]:
+    contexts: list[BrowserContext] = []
+    script_errors: list[Any] = []
+
+    def open_with(html: str, **options: Any) -> Page:
+        context = chromium.new_context(viewport={"width": 900, "height": 700}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: script_errors.append(error))
+        page.set_content(html)
+        if options.get("java_script_enabled", True):
+            page.wait_for_function(
+                "[...document.querySelectorAll('video')].every(v => v.videoWidth)"
+            )
+        return page
+
+    yield open_with
+    for context in contexts:
+        context.close()
+    assert not script_errors
+
+
+def state(page: Page, name: str) -> list[Any]:
+    answer: list[Any] = page.evaluate(
+        f"[...document.querySelectorAll('video')].map(video => video.{name})"
+    )
+    return answer
+
+
+def wait_for_frames(page: Page, *expected: int) -> None:
+    """Until the pictures on show, by their brightness, are these frames, counted from 1."""
+    page.wait_for_function(
+        f"""JSON.stringify([...document.querySelectorAll("video")].map((video) => {{
+            const canvas = new OffscreenCanvas(4, 4).getContext("2d");
+            canvas.drawImage(video, 0, 0, 4, 4);
+            return 1 + Math.round(canvas.getImageData(1, 1, 1, 1).data[0] / 255 * {FRAMES});
+        }})) === '{json.dumps(expected, separators=(",", ":"))}'"""
+    )
+
+
+def pause_at_first_frame(page: Page, group: int = 0) -> None:
+    page.get_by_role("group").nth(group).focus()
+    page.keyboard.press("Home")
+
+
+def test_show_plays_muted_with_controls_and_wide_enough(open_page: OpenPage) -> None:
+    page = open_page(show(greys(), label="dawn").html)
+    page.wait_for_function("document.querySelector('video').currentTime > 0.2")
+    assert state(page, "muted") == state(page, "controls") == state(page, "loop") == [True]
+    assert state(page, "clientWidth")[0] >= PLAYER_WIDTH
+    expect(page.get_by_label("Video, 14 frames at 7 fps, 2.0 s: dawn")).to_be_visible()
+
+
+def test_show_fits_a_telephone(open_page: OpenPage) -> None:
+    page = open_page(show(greys()).html)
+    page.set_viewport_size({"width": 320, "height": 600})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("shown", [show, lambda frames: compare({"a": frames})])
+def test_nothing_moves_by_itself_for_readers_who_want_less_motion(
+    open_page: OpenPage, shown: Callable[[Any], Player]
+) -> None:
+    page = open_page(shown(greys()).html, reduced_motion="reduce")
+    page.wait_for_timeout(400)
+    assert state(page, "paused") == [True]
+    assert state(page, "currentTime") == [0]
+
+
+def test_without_scripts_each_video_keeps_its_own_controls(open_page: OpenPage) -> None:
+    html = compare({"a": greys(), "b": greys(), "c": greys()}).html
+    page = open_page(html, java_script_enabled=False)
+    for video in page.locator("video").all():
+        assert video.get_attribute("controls") is not None
+        assert video.get_attribute("autoplay") is None
+        box = video.bounding_box()
+        assert box is not None
+        assert box["width"] >= PLAYER_WIDTH
+    assert page.get_by_role("button").count() == 0
+
+
+def test_a_video_out_of_sight_rests_until_it_is_seen(open_page: OpenPage) -> None:
+    page = open_page("<div style='height:3000px'></div>" + show(greys()).html)
+    page.wait_for_timeout(300)
+    assert state(page, "paused") == [True]
+    page.locator("video").scroll_into_view_if_needed()
+    page.wait_for_function("!document.querySelector('video').paused")
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_function("document.querySelector('video').paused")
+
+
+def test_compare_steps_every_video_by_one_frame_from_the_keyboard(open_page: OpenPage) -> None:
+    page = open_page(compare({"a": greys(), "b": greys()}, fps=FPS).html)
+    pause_at_first_frame(page)
+    wait_for_frames(page, 1, 1)
+    for number in range(2, 5):
+        page.keyboard.press("ArrowRight")
+        wait_for_frames(page, number, number)
+    page.keyboard.press("ArrowLeft")
+    wait_for_frames(page, 3, 3)
+    page.keyboard.press("End")
+    wait_for_frames(page, FRAMES, FRAMES)
+    expect(page.get_by_role("status")).to_have_text("Frame 14 of 14")
+
+
+def test_keys_pressed_in_haste_are_all_counted(open_page: OpenPage) -> None:
+    page = open_page(compare({"a": greys(), "b": greys()}).html)
+    pause_at_first_frame(page)
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    wait_for_frames(page, 6, 6)
+
+
+def test_compare_plays_and_pauses_together(open_page: OpenPage) -> None:
+    page = open_page(compare({"a": greys(), "b": greys()}).html)
+    page.get_by_role("button", name="Pause").click()
+    assert state(page, "paused") == [True, True]
+    page.get_by_role("group").focus()
+    page.keyboard.press("Space")
+    page.wait_for_function("[...document.querySelectorAll('video')].every(v => !v.paused)")
+    page.get_by_role("button", name="Pause").focus()
+    page.keyboard.press("Space")
+    assert state(page, "paused") == [True, True]
+    page.wait_for_timeout(200)
+    assert len(set(state(page, "currentTime"))) == 1
+
+
+def test_the_slider_seeks_every_video(open_page: OpenPage) -> None:
+    page = open_page(compare({"a": greys(), "b": greys()}).html)
+    slider = page.get_by_role("slider", name="Frame")
+    slider.fill("9")
+    wait_for_frames(page, 10, 10)
+    expect(slider).to_have_attribute("aria-valuetext", "Frame 10 of 14, 1.29 s")
+
+
+def test_a_video_that_fell_behind_catches_up(open_page: OpenPage) -> None:
+    page = open_page(compare({"a": greys(), "b": greys()}).html)
+    page.wait_for_function("document.querySelector('video').currentTime > 0.2")
+    page.evaluate("document.querySelectorAll('video')[1].currentTime = 1.9")
+    page.wait_for_function(
+        """(([a, b]) => !b.seeking && Math.abs(a.currentTime - b.currentTime) < 0.08)(
+            document.querySelectorAll("video"))"""
+    )
+
+
+def test_a_shorter_video_holds_its_last_frame_and_all_begin_again(open_page: OpenPage) -> None:
+    page = open_page(compare({"long": greys(), "short": greys(5)}).html)
+    pause_at_first_frame(page)
+    page.keyboard.press("End")
+    wait_for_frames(page, FRAMES, 5)
+    page.keyboard.press("Space")
+    page.wait_for_function(
+        "[...document.querySelectorAll('video')].every(v => v.currentTime < 0.6)"
+    )
+    page.wait_for_function("document.querySelector('video').currentTime > 1.7")
+    page.wait_for_function(
+        "[...document.querySelectorAll('video')].every(v => v.currentTime < 0.6)"
+    )
+    assert state(page, "paused") == [False, False]
+
+
+def test_many_players_on_a_page_do_not_disturb_each_other(open_page: OpenPage) -> None:
+    one, two = compare({"a": greys()}).html, compare({"b": greys()}).html
+    # JupyterLab can show one output twice, so the first comes again.
+    page = open_page(one + two + one, reduced_motion="reduce")
+    assert page.get_by_role("slider").count() == 3
+    pause_at_first_frame(page, group=1)
+    page.keyboard.press("ArrowRight")
+    wait_for_frames(page, 1, 2, 1)
+    assert not page.evaluate("Object.keys(window).filter(name => /svdnb|player/i.test(name))")
+
+
+def test_a_picture_stands_beside_the_videos(open_page: OpenPage) -> None:
+    page = open_page(compare({"start": Image.new("RGB", (112, 64), "teal"), "film": greys()}).html)
+    picture = page.get_by_alt_text("Still picture: start")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("img => img.clientHeight") == state(page, "clientHeight")[0]
+
+
+def test_colours_on_screen_are_those_of_the_frames(open_page: OpenPage) -> None:
+    colour = (204, 80, 40)
+    page = open_page(show([Image.new("RGB", (112, 64), colour)] * 3).html)
+    page.wait_for_function("document.querySelector('video').currentTime > 0")
+    seen = page.evaluate(
+        """(() => { const canvas = new OffscreenCanvas(4, 4).getContext("2d");
+            canvas.drawImage(document.querySelector("video"), 0, 0, 4, 4);
+            return [...canvas.getImageData(1, 1, 1, 1).data].slice(0, 3); })()"""
+    )
+    assert np.abs(np.array(seen) - colour).max() <= 4
+
+
+def test_a_hostile_label_stays_text(open_page: OpenPage) -> None:
+    label = "<img src=x onerror='document.title=1'>\"&</script>"
+    page = open_page(show(greys(), label=label).html + compare({label: greys()}).html)
+    assert page.locator("figcaption").nth(1).inner_text() == label
+    assert page.locator("img").count() == 0
+    assert page.title() == ""

@@ -1,0 +1,375 @@
+"""What `svdnb.videos` writes and shows, looked at as a player or a reader would."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from svdnb.videos import VideoError, compare, filmstrip, save, show
+
+Array = NDArray[Any]
+
+
+def disc(frames: int = 14, width: int = 112, height: int = 64) -> Array:
+    """An orange disc crosses a smooth background."""
+    y, x = np.mgrid[:height, :width]
+    background = np.stack([x / width, y / height, np.full(x.shape, 0.5)], -1) * 0.7 + 0.1
+    clip = np.repeat(background[None], frames, 0)
+    for number, frame in enumerate(clip):
+        frame[(x - 10 - 5 * number) ** 2 + (y - height / 2) ** 2 < (height / 5) ** 2] = (
+            0.9,
+            0.4,
+            0.1,
+        )
+    return clip
+
+
+def decode(path: Path) -> tuple[dict[str, Any], Array]:
+    from imageio_ffmpeg import read_frames
+
+    reader = read_frames(str(path))
+    about = next(reader)
+    width, height = about["size"]
+    pictures = [np.frombuffer(raw, np.uint8).reshape(height, width, 3) for raw in reader]
+    return about, np.stack(pictures)
+
+
+def pictures(clip: Array) -> list[Image.Image]:
+    return [Image.fromarray((frame * 255).round().astype(np.uint8)) for frame in clip]
+
+
+# save
+
+
+def test_the_file_is_what_every_browser_plays(tmp_path: Path) -> None:
+    path = save(disc(), tmp_path / "disc.mp4", fps=7)
+    about, seen = decode(path)
+    assert about["codec"] == "h264"
+    assert re.match(r"yuv420p\(tv, bt709", about["pix_fmt"])
+    assert about["fps"] == 7
+    assert about["duration"] == 2.0
+    assert seen.shape == (14, 320, 560, 3)
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat"), "the index must come first"
+
+
+def test_every_frame_arrives_in_order_with_its_colours(tmp_path: Path) -> None:
+    clip = disc()
+    _, seen = decode(save(clip, tmp_path / "disc.mp4"))
+    small = seen[:, 2::5, 2::5]  # the middle of each enlarged pixel
+    assert np.abs(small / 255 - clip).mean() < 0.01
+    for number in range(1, len(clip)):
+        step = np.abs(small / 255 - clip[number]).mean(axis=(1, 2, 3))
+        assert step.argmin() == number
+
+
+def test_pictures_floats_and_bytes_give_the_same_file(tmp_path: Path) -> None:
+    clip = disc(3)
+    kinds = {
+        "float64": clip,
+        "float32": clip.astype(np.float32),
+        "uint8": (clip * 255).round().astype(np.uint8),
+        "pictures": pictures(clip),
+        "list of arrays": list(clip),
+    }
+    contents = {save(frames, tmp_path / "x.mp4").read_bytes() for frames in kinds.values()}
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "written"),
+    [
+        ((112, 64), "auto", (560, 320)),
+        ((64, 112), "auto", (320, 560)),
+        ((512, 288), "auto", (512, 288)),
+        ((112, 64), 1, (112, 64)),
+        ((112, 64), 2, (224, 128)),
+        ((33, 31), 1, (34, 32)),
+    ],
+)
+def test_small_videos_are_enlarged_by_a_whole_factor(
+    tmp_path: Path, size: tuple[int, int], scale: Any, written: tuple[int, int]
+) -> None:
+    about, _ = decode(save(disc(2, *size), tmp_path / "x.mp4", scale=scale))
+    assert about["size"] == written
+
+
+@settings(max_examples=12, deadline=None)
+@given(width=st.integers(1, 70), height=st.integers(1, 70), frames=st.integers(1, 4))
+def test_any_size_and_length_is_kept_whole(
+    tmp_path_factory: pytest.TempPathFactory, width: int, height: int, frames: int
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "x.mp4"
+    _, seen = decode(save(disc(frames, width, height), path, scale=1))
+    assert seen.shape == (frames, height + height % 2, width + width % 2, 3)
+
+
+def test_an_odd_side_grows_by_a_copy_of_its_last_pixel(tmp_path: Path) -> None:
+    clip = np.zeros((2, 31, 33, 3))
+    clip[:, :, -1] = clip[:, -1] = 1
+    _, seen = decode(save(clip, tmp_path / "x.mp4", scale=1))
+    assert seen[:, -2:].min() > 200
+    assert seen[:, :, -2:].min() > 200
+    assert seen[:, :-4, :-4].max() < 40
+
+
+def test_folders_are_made_and_the_path_returned(tmp_path: Path) -> None:
+    wanted = tmp_path / "new" / "deep" / "a: film.MP4"
+    assert save(disc(1), str(wanted)) == wanted
+    assert [p.name for p in wanted.parent.iterdir()] == [wanted.name]
+
+
+def test_others_may_read_the_file_as_they_may_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = save(disc(1), tmp_path / "x.mp4")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+BROKEN_FFMPEG = "import sys; sys.stdin.buffer.read(); sys.exit('no space left on device')"
+
+
+def test_a_failing_ffmpeg_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(disc(2), tmp_path / "x.mp4")
+    before = path.read_bytes()
+    real_run = subprocess.run
+
+    def fail_after_writing_half(command: list[str], **options: Any) -> Any:
+        Path(command[-1]).write_bytes(b"half a film")
+        return real_run([sys.executable, "-c", BROKEN_FFMPEG], **options)
+
+    monkeypatch.setattr(subprocess, "run", fail_after_writing_half)
+    with pytest.raises(VideoError, match="no space left on device"):
+        save(disc(3), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_stopping_the_notebook_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(disc(2), tmp_path / "x.mp4")
+    before = path.read_bytes()
+
+    def interrupt(command: list[str], **_: Any) -> Any:
+        Path(command[-1]).write_bytes(b"half a film")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(disc(3), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_ffmpeg_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere" / "ffmpeg"))
+    with pytest.raises(VideoError, match="ffmpeg could not be started"):
+        save(disc(1), tmp_path / "x.mp4")
+
+
+def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.mp4").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "x.mp4", tmp_path / "file" / "x.mp4"):
+        with pytest.raises(VideoError, match="could not be written"):
+            save(disc(1), path)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "x.mp4"]
+
+
+GREY = Image.new("L", (8, 8))
+CLEAR = Image.new("RGBA", (8, 8))
+RGB = Image.new("RGB", (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("frames", "says"),
+    [
+        ([], "no frames"),
+        (np.zeros((0, 8, 8, 3)), "no frames"),
+        (RGB, "Image is no list of frames"),
+        ("film.mp4", "str is no list of frames"),
+        ([RGB, GREY], r"Frame 2 has mode L.*convert\('RGB'\)"),
+        ([CLEAR], "Frame 1 has mode RGBA"),
+        ([RGB, RGB, Image.new("RGB", (8, 9))], "Frame 3 has another size"),
+        (np.full((2, 8, 8, 3), np.nan), "NaN.*float32"),
+        (np.full((2, 8, 8, 3), np.inf, np.float16), "infinity"),
+        (np.full((2, 8, 8, 3), -1.0), r"from -1 to -1, not from 0 to 1"),
+        (np.full((2, 8, 8, 3), 255.0), "from 255 to 255"),
+        (np.zeros((2, 8, 8, 3), int), "int64.*uint8"),
+        (np.zeros((1, 2, 8, 8, 3)), r"batch of videos.*frames\[0\]"),
+        (np.zeros((2, 3, 8, 8)), "colours last"),
+        (np.zeros((2, 8, 8)), "colours last"),
+    ],
+)
+def test_frames_that_cannot_be_used_are_told_apart(tmp_path: Path, frames: Any, says: str) -> None:
+    path = tmp_path / "x.mp4"
+    path.write_bytes(b"an older film")
+    with pytest.raises(VideoError, match=says):
+        save(frames, path)
+    assert path.read_bytes() == b"an older film"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fps", [0, -7, float("nan"), float("inf")])
+def test_an_impossible_rate_is_refused(tmp_path: Path, fps: float) -> None:
+    with pytest.raises(VideoError, match="fps is"):
+        save(disc(1), tmp_path / "x.mp4", fps)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scale", [0, -1, 1.5, "big"])
+def test_an_impossible_scale_is_refused(tmp_path: Path, scale: Any) -> None:
+    with pytest.raises(VideoError, match="scale is"):
+        save(disc(1), tmp_path / "x.mp4", scale=scale)
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x", "x.mp4.txt"])
+def test_a_name_without_mp4_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(VideoError, match="Name the file like"):
+        save(disc(1), tmp_path / name)
+
+
+# show and compare
+
+
+class Tags(HTMLParser):
+    """The tags of a piece of HTML with their attributes, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_a_video_says_in_words_what_it_is() -> None:
+    player = show(disc(), fps=7, label="a <disc> & more")
+    text = "Video, 14 frames at 7 fps, 2.0 s: a <disc> & more"
+    assert repr(player) == text
+    parsed = Tags(player._repr_html_())
+    assert parsed.named("video")[0]["aria-label"] == text
+    assert text in parsed.text
+    assert repr(show(disc(1), fps=12.5)) == "Video, 1 frame at 12.5 fps, 0.1 s"
+
+
+def test_the_page_needs_nothing_from_outside() -> None:
+    html = show(disc(2)).html + compare({"a": disc(2), "b": pictures(disc(1))[0]}).html
+    parsed = Tags(html)
+    assert all(v["src"].startswith("data:video/mp4") for v in parsed.named("video") if v["src"])
+    assert all(
+        v["poster"].startswith("data:image/jpeg") for v in parsed.named("video") if v["poster"]
+    )
+    assert "http" not in html
+
+
+def test_a_file_from_diffusers_plays_at_its_own_rate(tmp_path: Path) -> None:
+    export = pytest.importorskip("diffusers.utils").export_to_video
+    path = export(list(disc(10)), str(tmp_path / "theirs.mp4"), fps=5)
+    assert repr(show(path, fps=7)) == "Video, 10 frames at 5 fps, 2.0 s"
+    assert repr(show(Path(path))) == "Video, 10 frames at 5 fps, 2.0 s"
+
+
+def test_files_that_no_browser_plays_are_refused(tmp_path: Path) -> None:
+    import imageio.v2 as imageio
+
+    with pytest.raises(VideoError, match="There is no file"):
+        show(tmp_path / "none.mp4")
+    (tmp_path / "text.mp4").write_text("not a film")
+    with pytest.raises(VideoError, match="no video that can be read"):
+        show(tmp_path / "text.mp4")
+    old = [np.asarray(picture) for picture in pictures(disc(3))]
+    imageio.mimwrite(tmp_path / "old.mp4", old, codec="mpeg4", fps=7)
+    with pytest.raises(VideoError, match=r"mpeg4.*svdnb\.save"):
+        show(tmp_path / "old.mp4")
+
+
+def test_compare_names_every_video_in_words() -> None:
+    player = compare({"start": pictures(disc(1))[0], "slow": disc(2), "fast": disc(2)}, fps=7)
+    summary = (
+        "3 side by side. Still picture: start. Video, 2 frames at 7 fps, 0.3 s: slow. "
+        "Video, 2 frames at 7 fps, 0.3 s: fast"
+    )
+    assert repr(player) == summary
+    group = next(a for a in Tags(player.html).named("div") if a.get("role") == "group")
+    assert group["aria-label"] == summary
+
+
+def test_compare_tells_which_video_is_wrong() -> None:
+    with pytest.raises(VideoError, match=r"^'broken': .*NaN"):
+        compare({"fine": disc(1), "broken": np.full((1, 8, 8, 3), np.nan)})
+    with pytest.raises(VideoError, match="nothing to compare"):
+        compare({})
+    with pytest.raises(VideoError, match="columns is 0"):
+        compare({"a": disc(1)}, columns=0)
+
+
+# filmstrip
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "numbers"),
+    [
+        (14, 7, "1, 3, 5, 7, 10, 12, 14"),
+        (14, 2, "1, 14"),
+        (3, 7, "1, 2, 3"),
+        (1, 7, "1"),
+    ],
+)
+def test_a_filmstrip_spreads_from_the_first_to_the_last(
+    total: int, count: int, numbers: str
+) -> None:
+    strip = filmstrip(disc(total), count)
+    assert repr(strip) == f"Filmstrip, left to right: frames {numbers} of {total}"
+    assert Tags(strip._repr_html_()).named("img")[0]["alt"] == repr(strip)
+
+
+def test_a_filmstrip_shows_the_frames_it_names() -> None:
+    clip = disc()
+    strip = np.asarray(filmstrip(clip, 3, width=112 * 3 + 8, labels=False).image)
+    for place, index in enumerate((0, 6, 13)):
+        shown = strip[:, place * 116 : place * 116 + 112, :3] / 255
+        assert np.abs(shown - clip[index]).max() < 0.01
+    assert (strip[:, 112:116, 3] == 0).all(), "the gaps take the page's own colour"
+
+
+def test_a_filmstrip_is_as_wide_as_asked_and_numbered_where_there_is_room() -> None:
+    clip = disc()
+    assert filmstrip(clip, width=900).image.width == 900
+    assert filmstrip(clip, labels=True).image != filmstrip(clip, labels=False).image
+    assert filmstrip(clip, width=200).image == filmstrip(clip, width=200, labels=False).image
+    with pytest.raises(VideoError, match="too narrow"):
+        filmstrip(clip, width=20)
+    with pytest.raises(VideoError, match="count is 1"):
+        filmstrip(clip, count=1)
+
+
+def test_importing_stays_light() -> None:
+    heavy = "{'torch', 'diffusers', 'imageio', 'imageio_ffmpeg', 'IPython'}"
+    code = f"import sys, svdnb.videos; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
