@@ -1,4 +1,4 @@
-"""Checks for the notebooks' exercises: a friendly word when it works, a hint when it does not (yet).
+"""Checks for the notebooks' exercises: a friendly word, or a hint where it does not work yet.
 
 Every check prints `[OK] ...`, or raises `NotYet` with what was expected and how to look for it.
 An exercise that still holds its `...` is no error: the check then says that it waits.
@@ -43,7 +43,7 @@ def animated(
     size = (checkpoint.width, checkpoint.height)
     if image.size != size:
         raise NotYet(
-            f"The picture is {image.width}x{image.height}, the checkpoint wants {size[0]}x{size[1]}. "
+            f"The picture is {image.width}x{image.height}, not {size[0]}x{size[1]}. "
             "Which argument of svdnb.load_image sets the size?"
         )
     if frames[0].size != size:
@@ -71,7 +71,9 @@ def same_video(one: Frames | EllipsisType, two: Frames | EllipsisType) -> None:
     assert not isinstance(one, EllipsisType)
     assert not isinstance(two, EllipsisType)
     if len(one) != len(two):
-        raise NotYet(f"One video has {len(one)} frames, the other {len(two)}: compare like with like.")
+        raise NotYet(
+            f"One video has {len(one)} frames, the other {len(two)}: compare like with like."
+        )
     difference = float(np.abs(_pixels(one) - _pixels(two)).max())
     # GPU kernels may add in another order from run to run: two levels of 255 are rounding.
     if difference > 2:
@@ -97,7 +99,7 @@ def lasts(path: str | os.PathLike[str] | EllipsisType, seconds: float) -> None:
     if abs(found - seconds) > 0.1 * seconds:
         raise NotYet(
             f"The video plays for {found:.1f} s, expected about {seconds:g} s. "
-            "Seconds are frames divided by frames per second: which of the two can you still change?"
+            "Seconds are frames divided by frames per second: which of the two can you change?"
         )
     print(f"[OK] The video plays for {found:.1f} s.")
 

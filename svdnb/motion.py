@@ -1,10 +1,11 @@
 """What a video did: how much it moved, how much it flickered, how close it stayed to its picture.
 
-Frames are a list of `PIL.Image`, or an array (frames, height, width, 3) of floats in [0, 1] or uint8.
+Frames are a list of `PIL.Image`, or an array (frames, height, width, 3): floats in [0, 1] or uint8.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -69,15 +70,15 @@ def flicker(video: Frames, still: NDArray[np.bool_] | None = None) -> Figure:
         still = speed <= max(STILL, float(np.quantile(speed, 0.01)))
     if still.shape != frames.shape[1:3] or not still.any():
         raise ValueError(
-            f"`still` marks no pixel of a {frames.shape[2]}x{frames.shape[1]} video. Pass a mask of "
-            "booleans of shape (height, width) with at least one True, or leave it out."
+            f"`still` marks no pixel of a {frames.shape[2]}x{frames.shape[1]} video. Pass booleans "
+            "of shape (height, width) with at least one True, or leave it out."
         )
     change = np.abs(np.diff(frames, axis=0))[:, still]
     return Figure(float(change.mean()) * 255, "levels of 255", (0.0, 255.0))
 
 
 def likeness(video: Frames, picture: Image.Image | NDArray[Any]) -> Likeness:
-    """Compare a video with the picture it came from: PSNR in dB and SSIM, of frame 1 and on average.
+    """Compare a video with the picture it came from: PSNR and SSIM, of frame 1 and on average.
 
     A picture of another size is resized to the frames. SSIM is that of Wang et al. (2004) as
     scikit-image computes it.
@@ -106,7 +107,7 @@ def likeness(video: Frames, picture: Image.Image | NDArray[Any]) -> Likeness:
     )
 
 
-def _array(video: Frames | Sequence[Image.Image | NDArray[Any]]) -> NDArray[np.float32]:
+def _array(video: Frames | Sequence[Image.Image | NDArray[Any]]) -> NDArray[np.floating]:
     frames = np.stack([np.asarray(frame) for frame in video])
     if frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(
@@ -118,18 +119,18 @@ def _array(video: Frames | Sequence[Image.Image | NDArray[Any]]) -> NDArray[np.f
     return frames.astype(np.float32)
 
 
-def _gray(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+def _gray(frames: NDArray[np.floating]) -> NDArray[np.floating]:
     from skimage.color import rgb2gray
 
     if len(frames) < 2:
         raise ValueError("Motion needs at least two frames. Pass a video of two frames or more.")
-    gray: NDArray[np.float32] = rgb2gray(frames)
+    gray: NDArray[np.floating] = rgb2gray(frames)
     return gray
 
 
-def _flow(gray: NDArray[np.float32]) -> NDArray[np.float32]:
+def _flow(gray: NDArray[np.floating]) -> NDArray[np.floating]:
     """Length of the flow, (frames - 1, height, width), in pixels."""
     from skimage.registration import optical_flow_tvl1
 
-    pairs = zip(gray, gray[1:], strict=False)
+    pairs = itertools.pairwise(gray)
     return np.stack([np.hypot(*optical_flow_tvl1(one, two)) for one, two in pairs])

@@ -1,6 +1,6 @@
 """How good is Pocket SVD? `python -m svdnb.pocket.report` measures it, on pictures it never saw.
 
-Writes `report.json` (figures, marks, versions) and `contact_sheet.png` (what the figures are about).
+Writes `report.json` (figures, marks, versions) and `contact_sheet.png` (what they are about).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from svdnb.pocket import scenes
 from svdnb.pocket.train import load_photos, to_tensor
 
 HELD_OUT_SEED = 900_001
-HELD_OUT_PHOTOS = ("rocket", "coffee", "camera", "ihc")
+HELD_OUT_PHOTOS = ("rocket", "coffee", "camera", "immunohistochemistry")
 BUCKETS = (10, 40, 80, 120, 160, 195, 225, 255)
 FPS = (5, 7, 10, 14, 20, 30)
 NOISE = (0.0, 0.02, 0.1, 0.3, 0.6, 1.0)
@@ -126,12 +126,17 @@ def measure(folder: Path, steps: int, pictures: int, say: Callable[[str], None] 
                     drift.append(color_drift(frames, still))
                     flickers.append(motion.flicker(frames, still))
         sheet.append(np.concatenate(row, axis=1))
-        say(f"{world.name}: {np.round(flow[i], 2).tolist()} px/frame, drawn {np.round(truth[i], 2).tolist()}")
+        say(f"{world.name}: flow {flow[i].round(2).tolist()}, drawn {truth[i].round(2).tolist()}")
 
     some = firsts[:: max(1, len(firsts) // 8)][:8]
-    by_fps = np.array([[motion.motion_score(video(p, fps=f, motion_bucket_id=200)) for f in FPS] for p in some])
+    by_fps = np.array(
+        [[motion.motion_score(video(p, fps=f, motion_bucket_id=200)) for f in FPS] for p in some]
+    )
     by_noise = np.array(
-        [[motion.likeness(video(p, noise_aug_strength=s), p).first_ssim for s in NOISE] for p in some]
+        [
+            [motion.likeness(video(p, noise_aug_strength=s), p).first_ssim for s in NOISE]
+            for p in some
+        ]
     )
     figures |= {
         "first_frame_psnr_db": float(np.mean(first_psnr)),
@@ -158,7 +163,10 @@ def measure(folder: Path, steps: int, pictures: int, say: Callable[[str], None] 
             "drawn": truth.mean(axis=0).round(3).tolist(),
         },
         "flow_by_fps": {"fps": FPS, "pocket": by_fps.mean(axis=0).round(3).tolist()},
-        "ssim_by_noise": {"noise_aug_strength": NOISE, "pocket": by_noise.mean(axis=0).round(3).tolist()},
+        "ssim_by_noise": {
+            "noise_aug_strength": NOISE,
+            "pocket": by_noise.mean(axis=0).round(3).tolist(),
+        },
         "settings": {"pictures": len(worlds), "num_inference_steps": steps, "seed": 42},
         "machine": {
             "processor": platform.processor() or platform.machine(),

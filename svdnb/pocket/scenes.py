@@ -3,10 +3,10 @@
 A scene is a still background with a few things that move over it. What moves, and where to, can be
 read from the picture (rockets rise, boats sail towards their bow, clouds drift to the right, and a
 picture where nothing can move is slowly approached by the camera), so a model can learn it from the
-picture alone. Only the details are chance: a little speed, a little direction, where the camera aims.
+picture alone. Only details are chance: a little speed, a little direction, where the camera aims.
 
-Lengths are in picture heights, positions in (right, down) from the top left corner. `travel` says how
-far along its path everything is: it goes from 0 to 1 during a clip of full motion at 7 fps.
+Lengths are in picture heights, positions in (right, down) from the top left corner. `travel` says
+how far along its path everything is: from 0 to 1 during a clip of full motion at 7 fps.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class Scene:
             for layer in self.layers:
                 dx, dy = (way * canvas.height * travel for way in layer.way)
                 shifted = layer.image.transform(
-                    canvas.size, Image.Transform.AFFINE, (1, 0, -dx, 0, 1, -dy), Image.Resampling.BILINEAR
+                    canvas.size,
+                    Image.Transform.AFFINE,
+                    (1, 0, -dx, 0, 1, -dy),
+                    Image.Resampling.BILINEAR,
                 )
                 canvas.paste(shifted, mask=shifted.getchannel("A"))
             if self.foreground is not None:
@@ -81,7 +84,8 @@ class Scene:
         clip = np.stack([np.asarray(self.frame(t), np.int16) for t in np.linspace(0, 1.4, 29)])
         moved = (np.abs(clip - clip[0]).max(axis=(0, 3)) > 0).astype(np.uint8) * 255
         grown = Image.fromarray(moved).filter(ImageFilter.MaxFilter(5))
-        return np.asarray(grown) == 0
+        still: np.ndarray = np.asarray(grown) == 0
+        return still
 
 
 def clip(
@@ -89,8 +93,8 @@ def clip(
 ) -> np.ndarray:
     """Draw a clip of a scene: uint8 frames of shape (num_frames, height, width, 3).
 
-    `motion` in [0, 1] is `motion_bucket_id / 255`. Speed in the world is proportional to it; a camera
-    that takes more frames a second sees less of the way between two frames.
+    `motion` in [0, 1] is `motion_bucket_id / 255`. Speed in the world is proportional to it; a
+    camera that takes more frames a second sees less of the way between two frames.
     """
     step = motion * REFERENCE_FPS / fps / (NUM_FRAMES - 1)
     return np.stack([np.asarray(scene.frame(step * k)) for k in range(num_frames)])
@@ -119,18 +123,16 @@ def dead_leaves(rng: Rng, size: tuple[int, int] = SIZE) -> Image.Image:
     smallest = rng.uniform(0.02, 0.08)
     colors = [_color(rng) for _ in range(rng.integers(3, 9))]
     for _ in range(int(rng.integers(60, 260))):
-        radius = min(smallest / math.sqrt(rng.uniform(0.004, 1)), 0.6)
+        radius = min(smallest / math.sqrt(rng.uniform(0.004, 1)), 0.6) * height
         x, y = rng.uniform(-0.1, 1.1) * canvas.width, rng.uniform(-0.1, 1.1) * height
-        corners = int(rng.integers(3, 9))
-        angles = np.sort(rng.uniform(0, 2 * math.pi, corners))
-        reach = radius * height * (1 if corners > 6 else rng.uniform(0.5, 1.2, corners))
-        outline = np.stack([x + reach * np.cos(angles), y + reach * np.sin(angles)], axis=1)
         color = _near(colors[rng.integers(len(colors))], rng, 40)
-        if corners > 6:
-            draw.ellipse((x - reach[0] if np.ndim(reach) else x - reach, y - radius * height,
-                          x + radius * height, y + radius * height), fill=color)
+        if rng.random() < 0.5:
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
         else:
-            draw.polygon([tuple(p) for p in outline], fill=color)
+            angles = np.sort(rng.uniform(0, 2 * math.pi, int(rng.integers(3, 7))))
+            reach = radius * rng.uniform(0.5, 1.2, len(angles))
+            corners = zip(x + reach * np.cos(angles), y + reach * np.sin(angles), strict=True)
+            draw.polygon([(float(right), float(down)) for right, down in corners], fill=color)
     grain = rng.normal(0, rng.uniform(0, 14), (canvas.height, canvas.width, 1))
     light = np.linspace(rng.uniform(0.6, 1.2), rng.uniform(0.6, 1.2), canvas.width)[None, :, None]
     shaded = np.asarray(canvas, np.float32) * light + grain
@@ -152,9 +154,23 @@ def _rocket(rng: Rng, size: tuple[int, int]) -> Scene:
     flame = length * rng.uniform(0.25, 0.4)
     pen.polygon([(x - w * 0.7, y), (x, y + flame), (x + w * 0.7, y)], (255, 150, 30))
     pen.polygon([(x - w * 0.35, y), (x, y + flame * 0.6), (x + w * 0.35, y)], (255, 235, 120))
-    pen.polygon([(x - w, y - length * 0.3), (x - 2 * w, y), (x + 2 * w, y), (x + w, y - length * 0.3)], trim)
-    pen.polygon([(x - w, y), (x - w, y - length * 0.65), (x, y - length), (x + w, y - length * 0.65), (x + w, y)], body)
-    pen.polygon([(x - w * 0.85, y - length * 0.72), (x, y - length), (x + w * 0.85, y - length * 0.72)], trim)
+    pen.polygon(
+        [(x - w, y - length * 0.3), (x - 2 * w, y), (x + 2 * w, y), (x + w, y - length * 0.3)], trim
+    )
+    pen.polygon(
+        [
+            (x - w, y),
+            (x - w, y - length * 0.65),
+            (x, y - length),
+            (x + w, y - length * 0.65),
+            (x + w, y),
+        ],
+        body,
+    )
+    pen.polygon(
+        [(x - w * 0.85, y - length * 0.72), (x, y - length), (x + w * 0.85, y - length * 0.72)],
+        trim,
+    )
     pen.disc((x, y - length * 0.5), w * 0.5, _near((70, 120, 170), rng, 25))
     rise = rng.uniform(0.38, 0.5)
     layers = [*_clouds(rng, size, 2), Layer(image, (rng.normal(0, 0.03), -rise))]
@@ -175,10 +191,32 @@ def _boat(rng: Rng, size: tuple[int, int]) -> Scene:
     pen = _Pen(image)
     hull, sail = _near((120, 60, 45), rng, 40), _near((246, 242, 232), rng, 14)
     half, deck, mast = length / 2, length * 0.2, y - length * 0.95
-    pen.polygon([(x - bow * half * 0.8, y - deck), (x + bow * half * 1.15, y - deck * 1.1), (x + bow * half * 0.7, y), (x - bow * half * 0.65, y)], hull)
+    pen.polygon(
+        [
+            (x - bow * half * 0.8, y - deck),
+            (x + bow * half * 1.15, y - deck * 1.1),
+            (x + bow * half * 0.7, y),
+            (x - bow * half * 0.65, y),
+        ],
+        hull,
+    )
     pen.line([(x, y - deck), (x, mast)], (70, 50, 40), length * 0.035)
-    pen.polygon([(x + bow * 0.03, mast + 0.02), (x + bow * half, y - deck * 1.4), (x + bow * 0.03, y - deck * 1.4)], sail)
-    pen.polygon([(x - bow * 0.03, mast + 0.08), (x - bow * half * 0.7, y - deck * 1.4), (x - bow * 0.03, y - deck * 1.4)], _vivid(rng))
+    pen.polygon(
+        [
+            (x + bow * 0.03, mast + 0.02),
+            (x + bow * half, y - deck * 1.4),
+            (x + bow * 0.03, y - deck * 1.4),
+        ],
+        sail,
+    )
+    pen.polygon(
+        [
+            (x - bow * 0.03, mast + 0.08),
+            (x - bow * half * 0.7, y - deck * 1.4),
+            (x - bow * 0.03, y - deck * 1.4),
+        ],
+        _vivid(rng),
+    )
     way = (bow * rng.uniform(0.55, 0.75), rng.normal(0, 0.01))
     return Scene("boat", background, [*_clouds(rng, size, 2), Layer(image, way)])
 
@@ -191,11 +229,35 @@ def _balloon(rng: Rng, size: tuple[int, int]) -> Scene:
     image = _transparent(size)
     pen = _Pen(image)
     one, two = _vivid(rng), _vivid(rng)
-    pen.line([(x - radius * 0.55, y + radius * 0.8), (x - radius * 0.2, y + radius * 1.7)], (70, 55, 45), 0.012)
-    pen.line([(x + radius * 0.55, y + radius * 0.8), (x + radius * 0.2, y + radius * 1.7)], (70, 55, 45), 0.012)
-    pen.polygon([(x - radius * 0.26, y + radius * 1.6), (x + radius * 0.26, y + radius * 1.6), (x + radius * 0.2, y + radius * 2), (x - radius * 0.2, y + radius * 2)], (120, 85, 55))
+    pen.line(
+        [(x - radius * 0.55, y + radius * 0.8), (x - radius * 0.2, y + radius * 1.7)],
+        (70, 55, 45),
+        0.012,
+    )
+    pen.line(
+        [(x + radius * 0.55, y + radius * 0.8), (x + radius * 0.2, y + radius * 1.7)],
+        (70, 55, 45),
+        0.012,
+    )
+    pen.polygon(
+        [
+            (x - radius * 0.26, y + radius * 1.6),
+            (x + radius * 0.26, y + radius * 1.6),
+            (x + radius * 0.2, y + radius * 2),
+            (x - radius * 0.2, y + radius * 2),
+        ],
+        (120, 85, 55),
+    )
     pen.disc((x, y), radius, one)
-    pen.polygon([(x - radius * 0.94, y + radius * 0.35), (x + radius * 0.94, y + radius * 0.35), (x + radius * 0.3, y + radius * 1.3), (x - radius * 0.3, y + radius * 1.3)], one)
+    pen.polygon(
+        [
+            (x - radius * 0.94, y + radius * 0.35),
+            (x + radius * 0.94, y + radius * 0.35),
+            (x + radius * 0.3, y + radius * 1.3),
+            (x - radius * 0.3, y + radius * 1.3),
+        ],
+        one,
+    )
     pen.ellipse((x, y + radius * 0.1), (radius * 0.42, radius * 1.08), two)
     way = (rng.uniform(0.1, 0.2), -rng.uniform(0.38, 0.5))
     return Scene("balloon", background, [*_clouds(rng, size, 2), Layer(image, way)], foreground)
@@ -211,9 +273,25 @@ def _plane(rng: Rng, size: tuple[int, int]) -> Scene:
     pen = _Pen(image)
     body, trim = _near((238, 238, 242), rng, 16), _vivid(rng)
     half, thick = length / 2, length * 0.085
-    pen.polygon([(x - nose * half * 0.7, y), (x - nose * half * 1.05, y - length * 0.24), (x - nose * half * 0.8, y - length * 0.24), (x - nose * half * 0.35, y)], trim)
+    pen.polygon(
+        [
+            (x - nose * half * 0.7, y),
+            (x - nose * half * 1.05, y - length * 0.24),
+            (x - nose * half * 0.8, y - length * 0.24),
+            (x - nose * half * 0.35, y),
+        ],
+        trim,
+    )
     pen.ellipse((x, y), (half, thick), body)
-    pen.polygon([(x + nose * half * 0.25, y), (x - nose * half * 0.45, y + length * 0.26), (x - nose * half * 0.2, y + length * 0.26), (x + nose * half * 0.45, y + thick * 0.3)], trim)
+    pen.polygon(
+        [
+            (x + nose * half * 0.25, y),
+            (x - nose * half * 0.45, y + length * 0.26),
+            (x - nose * half * 0.2, y + length * 0.26),
+            (x + nose * half * 0.45, y + thick * 0.3),
+        ],
+        trim,
+    )
     pen.disc((x + nose * half * 0.66, y - thick * 0.25), thick * 0.45, (60, 80, 110))
     way = (nose * rng.uniform(0.6, 0.8), -rng.uniform(0.0, 0.08))
     return Scene("plane", background, [*_clouds(rng, size, 2), Layer(image, way)], foreground)
@@ -238,9 +316,32 @@ def _village(rng: Rng, size: tuple[int, int]) -> Scene:
             pen.disc((x, base - tall * 0.75), tall * 0.4, _near((52, 104, 56), rng, 35))
             continue
         wide = tall * rng.uniform(0.5, 0.8)
-        pen.polygon([(x - wide, base), (x - wide, base - tall * 0.6), (x + wide, base - tall * 0.6), (x + wide, base)], _near((214, 196, 170), rng, 40))
-        pen.polygon([(x - wide * 1.2, base - tall * 0.6), (x, base - tall * 1.1), (x + wide * 1.2, base - tall * 0.6)], _near((150, 70, 55), rng, 45))
-        pen.polygon([(x - wide * 0.2, base), (x - wide * 0.2, base - tall * 0.35), (x + wide * 0.2, base - tall * 0.35), (x + wide * 0.2, base)], (84, 62, 50))
+        pen.polygon(
+            [
+                (x - wide, base),
+                (x - wide, base - tall * 0.6),
+                (x + wide, base - tall * 0.6),
+                (x + wide, base),
+            ],
+            _near((214, 196, 170), rng, 40),
+        )
+        pen.polygon(
+            [
+                (x - wide * 1.2, base - tall * 0.6),
+                (x, base - tall * 1.1),
+                (x + wide * 1.2, base - tall * 0.6),
+            ],
+            _near((150, 70, 55), rng, 45),
+        )
+        pen.polygon(
+            [
+                (x - wide * 0.2, base),
+                (x - wide * 0.2, base - tall * 0.35),
+                (x + wide * 0.2, base - tall * 0.35),
+                (x + wide * 0.2, base),
+            ],
+            (84, 62, 50),
+        )
     return approach(background, rng, "village")
 
 
@@ -290,19 +391,35 @@ def _transparent(size: tuple[int, int]) -> Image.Image:
 def _sky(rng: Rng, size: tuple[int, int], stars: bool = True) -> Image.Image:
     hue = rng.choice([0.58, 0.55, 0.62, 0.08, 0.95, 0.75, 0.48]) + rng.normal(0, 0.02)
     night = stars and rng.random() < 0.4
-    high = _hsv(hue, rng.uniform(0.45, 0.85), rng.uniform(0.12, 0.3) if night else rng.uniform(0.55, 0.95))
-    low = _hsv(hue + rng.normal(0, 0.06), rng.uniform(0.1, 0.45), rng.uniform(0.35, 0.55) if night else rng.uniform(0.8, 1))
+    high = _hsv(
+        hue, rng.uniform(0.45, 0.85), rng.uniform(0.12, 0.3) if night else rng.uniform(0.55, 0.95)
+    )
+    low = _hsv(
+        hue + rng.normal(0, 0.06),
+        rng.uniform(0.1, 0.45),
+        rng.uniform(0.35, 0.55) if night else rng.uniform(0.8, 1),
+    )
     canvas = _canvas(size, high)
     ramp = np.linspace(0, 1, canvas.height)[:, None, None] ** rng.uniform(0.7, 1.6)
     gradient = (1 - ramp) * np.array(high) + ramp * np.array(low)
-    canvas.paste(Image.fromarray(np.broadcast_to(gradient, (canvas.height, canvas.width, 3)).astype(np.uint8)))
+    canvas.paste(
+        Image.fromarray(
+            np.broadcast_to(gradient, (canvas.height, canvas.width, 3)).astype(np.uint8)
+        )
+    )
     pen, width = _Pen(canvas), size[0] / size[1]
     if night:
         for _ in range(25):
-            pen.disc((rng.uniform(0, width), rng.uniform(0, 0.6)), rng.uniform(0.004, 0.011), (235, 235, 215))
+            pen.disc(
+                (rng.uniform(0, width), rng.uniform(0, 0.6)),
+                rng.uniform(0.004, 0.011),
+                (235, 235, 215),
+            )
     if rng.random() < 0.7:
         color = (238, 236, 222) if night else _near((255, 236, 170), rng, 18)
-        pen.disc((rng.uniform(0.1, 0.9) * width, rng.uniform(0.12, 0.35)), rng.uniform(0.05, 0.11), color)
+        pen.disc(
+            (rng.uniform(0.1, 0.9) * width, rng.uniform(0.12, 0.35)), rng.uniform(0.05, 0.11), color
+        )
     return canvas
 
 
@@ -313,7 +430,8 @@ def _hills(image: Image.Image, rng: Rng, top: float, layers: int, bottom: float 
     for k in range(layers):
         level = top + (bottom - top) * k / layers
         ridge = level + sum(
-            rng.uniform(0.015, 0.05) / n * np.sin(xs * n * rng.uniform(2, 4) + rng.uniform(0, 7)) for n in (1, 2, 3)
+            rng.uniform(0.015, 0.05) / n * np.sin(xs * n * rng.uniform(2, 4) + rng.uniform(0, 7))
+            for n in (1, 2, 3)
         )
         shade = tuple(int(c * (1 - 0.16 * k)) for c in base)
         ridge = np.minimum(ridge, bottom)
@@ -325,14 +443,16 @@ def _sea(image: Image.Image, rng: Rng, horizon: float) -> None:
     pen, width = _Pen(image), image.width / image.height
     color = _hsv(rng.uniform(0.5, 0.62), rng.uniform(0.4, 0.75), rng.uniform(0.4, 0.75))
     pen.polygon([(0, horizon), (width, horizon), (width, 1), (0, 1)], color)
-    light = _near((min(255, color[0] + 34), min(255, color[1] + 34), min(255, color[2] + 30)), rng, 6)
+    light = _near(
+        (min(255, color[0] + 34), min(255, color[1] + 34), min(255, color[2] + 30)), rng, 6
+    )
     for _ in range(int(rng.integers(12, 26))):
         x, y = rng.uniform(0, width), horizon + (1 - horizon) * rng.uniform(0.06, 1)
         pen.line([(x, y), (x + rng.uniform(0.05, 0.18), y)], light, 0.012)
 
 
 def _clouds(rng: Rng, size: tuple[int, int], most: int, scale: float = 1.0) -> list[Layer]:
-    """Up to `most` clouds (at least one where four are allowed) that drift to the right together."""
+    """Up to `most` clouds that drift to the right together."""
     image, width = _transparent(size), size[0] / size[1]
     pen, drift = _Pen(image), rng.uniform(0.28, 0.4)
     number = int(rng.integers(1 if most < 4 else 2, most + 1))
@@ -340,9 +460,22 @@ def _clouds(rng: Rng, size: tuple[int, int], most: int, scale: float = 1.0) -> l
         x = width * (k + rng.uniform(0.1, 0.8)) / number * 0.85
         y, r = rng.uniform(0.1, 0.34), rng.uniform(0.05, 0.085) * scale
         color = _near((246, 246, 248), rng, 9)
-        for dx, dy, f in ((-1.5, 0.3, 0.75), (-0.5, -0.2, 1.05), (0.7, -0.05, 0.95), (1.7, 0.35, 0.65)):
+        for dx, dy, f in (
+            (-1.5, 0.3, 0.75),
+            (-0.5, -0.2, 1.05),
+            (0.7, -0.05, 0.95),
+            (1.7, 0.35, 0.65),
+        ):
             pen.disc((x + dx * r, y + dy * r), r * f, color)
-        pen.polygon([(x - 2 * r, y + 0.95 * r), (x - 2 * r, y + 0.4 * r), (x + 2.1 * r, y + 0.4 * r), (x + 2.1 * r, y + 0.95 * r)], color)
+        pen.polygon(
+            [
+                (x - 2 * r, y + 0.95 * r),
+                (x - 2 * r, y + 0.4 * r),
+                (x + 2.1 * r, y + 0.4 * r),
+                (x + 2.1 * r, y + 0.95 * r),
+            ],
+            color,
+        )
     return [Layer(image, (drift, 0.0))]
 
 
@@ -360,5 +493,7 @@ def _vivid(rng: Rng) -> Color:
 
 
 def _near(color: Color, rng: Rng, spread: float) -> Color:
-    r, g, b = np.clip(np.array(color) + rng.uniform(-spread, spread, 3), 0, 255).astype(int).tolist()
+    r, g, b = (
+        np.clip(np.array(color) + rng.uniform(-spread, spread, 3), 0, 255).astype(int).tolist()
+    )
     return r, g, b

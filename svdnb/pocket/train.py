@@ -15,6 +15,7 @@ Blattmann et al., "Stable Video Diffusion", 2023, appendix D).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -41,7 +42,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from svdnb.pocket import scenes
 
 TRAINING_PHOTOS = (
-    "astronaut", "brick", "chelsea", "coins", "grass", "gravel", "hubble_deep_field", "moon", "retina",
+    "astronaut", "brick", "chelsea", "coins", "grass", "gravel", "hubble_deep_field", "moon",
+    "retina",
 )  # fmt: skip
 EMBEDDING = 64
 WIDTH, HEIGHT = scenes.SIZE
@@ -52,7 +54,7 @@ EMA_HORIZON = 0.04  # share of the steps taken so far that the averaged weights 
 
 
 def build_vae() -> AutoencoderKLTemporalDecoder:
-    """SVD's autoencoder, three levels deep: latents of 4 channels, 4 times smaller than the picture."""
+    """SVD's autoencoder with three levels: latents of 4 channels, 4 times smaller than pixels."""
     vae = AutoencoderKLTemporalDecoder(
         block_out_channels=(64, 96, 96),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -97,7 +99,7 @@ def build_image_encoder() -> CLIPVisionModelWithProjection:
 
 
 def build_scheduler() -> EulerDiscreteScheduler:
-    """SVD's sampler; the highest noise level is 80 instead of 700, which 14 small frames do not need."""
+    """SVD's sampler; the highest noise level is 80, small frames do not need SVD's 700."""
     return EulerDiscreteScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
         prediction_type="v_prediction", timestep_type="continuous", timestep_spacing="leading",
@@ -106,7 +108,7 @@ def build_scheduler() -> EulerDiscreteScheduler:
 
 
 def start_as_identity(model: nn.Module) -> None:
-    """Silence the last layer of every residual branch, so that training starts from a clean pass-through.
+    """Silence the last layer of every residual branch: training starts from a pass-through.
 
     For the decoder it means more: temporal layers that were never trained do not disturb anything.
     """
@@ -121,7 +123,9 @@ def start_as_identity(model: nn.Module) -> None:
 class OneTokenAttention:
     """Cross-attention to a single token: softmax over one key is 1, so the answer is its value."""
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
+    ) -> Tensor:
         value = attn.to_out[0](attn.to_v(encoder_hidden_states))
         value = value.repeat_interleave(hidden_states.shape[0] // value.shape[0], dim=0)
         return value.expand(-1, hidden_states.shape[1], -1)
@@ -131,7 +135,7 @@ class OneTokenAttention:
 
 
 class Pool:
-    """Drawn examples, used several times each: every draw makes a few new ones, the oldest leave."""
+    """Drawn examples, each used several times: new ones come with every draw, the oldest leave."""
 
     def __init__(self, make: Callable[[], Any], first: int, most: int, fresh: float) -> None:
         self.make, self.most, self.fresh = make, most, fresh
@@ -164,7 +168,7 @@ def crop_photo(photo: Image.Image, rng: scenes.Rng) -> Image.Image:
     part = photo.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
     if rng.random() < 0.5:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = np.asarray(part, np.float32)
+    pixels: np.ndarray = np.asarray(part, np.float32)
     if rng.random() < 0.4:
         pixels = pixels[..., rng.permutation(3)]
     pixels = pixels * rng.uniform(0.75, 1.2, 3) + rng.uniform(-18, 18, 3)
@@ -215,11 +219,13 @@ class Clock:
 
 
 class Optimizer:
-    """Muon for the matrices and kernels inside, AdamW for the rest; warm-up, then cosine to zero."""
+    """Muon for matrices and kernels, AdamW for the rest; warm-up, then cosine to zero."""
 
     def __init__(self, modules: Iterable[nn.Module], rate: float) -> None:
         parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        self.matrices = [p for p in parameters if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 32]
+        self.matrices = [
+            p for p in parameters if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 32
+        ]
         chosen = {id(p) for p in self.matrices}
         rest = [p for p in parameters if id(p) not in chosen]
         # torch's Muon takes matrices only; a kernel is one when seen as (out, everything else).
@@ -232,7 +238,11 @@ class Optimizer:
 
     def step(self, progress: float) -> None:
         self.steps += 1
-        rate = self.rate * min(1.0, self.steps / 100) * (0.01 + 0.99 * math.cos(progress * math.pi / 2) ** 2)
+        rate = (
+            self.rate
+            * min(1.0, self.steps / 100)
+            * max(0.01, math.cos(progress * math.pi / 2) ** 2)
+        )
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for view, parameter in zip(self.views, self.matrices, strict=True):
             view.grad = None if parameter.grad is None else parameter.grad.view_as(view)
@@ -253,12 +263,16 @@ class Optimizer:
 
 
 class Run:
-    """A stage's models with their optimizer and averaged weights, kept in one file between pieces."""
+    """A stage's models, optimizer and averaged weights, kept in one file between pieces."""
 
-    def __init__(self, file: Path, models: dict[str, nn.Module], rate: float, args: argparse.Namespace) -> None:
+    def __init__(
+        self, file: Path, models: dict[str, nn.Module], rate: float, args: argparse.Namespace
+    ) -> None:
         self.file, self.models = file, models
         self.optimizer = Optimizer(models.values(), rate)
-        self.average = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in models.items()}
+        self.average = {
+            n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in models.items()
+        }
         self.step, self.curve, spent = 0, [], 0.0
         if file.exists():
             state = torch.load(file, map_location=args.device, weights_only=True)
@@ -273,7 +287,7 @@ class Run:
         torch.manual_seed(args.seed + self.step)
 
     def steps(self) -> Iterator[int]:
-        """Count steps until the piece is over; log the curve; save every few minutes and at the end."""
+        """Count steps until the piece is over; save every few minutes and at the end."""
         saved = time.monotonic()
         while not self.clock.over:
             yield self.step
@@ -294,7 +308,6 @@ class Run:
             means = {k: round(float(np.mean([e[k] for e in recent])), 4) for k in report}
             print(json.dumps({"step": self.step, "seconds": entry["seconds"], **means}), flush=True)
 
-    @torch.no_grad()
     def _follow(self) -> None:
         share = 1 / (1 + max(1.0, EMA_HORIZON * self.optimizer.steps))
         for name, model in self.models.items():
@@ -322,7 +335,9 @@ def average_of(file: Path, part: str, device: str) -> dict[str, Tensor]:
     """The averaged weights of one part of an earlier stage."""
     if not file.exists():
         raise SystemExit(f"{file} is missing: train that stage first.")
-    state: dict[str, dict[str, Tensor]] = torch.load(file, map_location=device, weights_only=True)["average"]
+    state: dict[str, dict[str, Tensor]] = torch.load(file, map_location=device, weights_only=True)[
+        "average"
+    ]
     return state[part]
 
 
@@ -375,7 +390,9 @@ def train_decoder(args: argparse.Namespace) -> None:
 
     pool = Pool(part_of_clip, first=60, most=1000, fresh=0.5)
     for _ in run.steps():
-        clips = to_tensor(np.stack(pool.draw(max(1, args.batch // frames), run.rng))).to(args.device)
+        clips = to_tensor(np.stack(pool.draw(max(1, args.batch // frames), run.rng))).to(
+            args.device
+        )
         pictures = clips.flatten(0, 1)
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.mode()
@@ -399,7 +416,10 @@ def train_unet(args: argparse.Namespace) -> None:
     )
     run = Run(args.run / "unet.pt", {"unet": unet, "image_encoder": image_encoder}, 2e-3, args)
     processor, photos = CLIPImageProcessor(), load_photos()
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    mean, std = (
+        torch.tensor(v, device=device).view(3, 1, 1)
+        for v in (processor.image_mean, processor.image_std)
+    )
 
     def encoded_clip() -> tuple[np.ndarray, Tensor, int, int]:
         bucket, fps = random_pace(run.rng)
@@ -409,7 +429,7 @@ def train_unet(args: argparse.Namespace) -> None:
         return drawn[0], latents.half(), bucket, fps
 
     pool = Pool(encoded_clip, first=args.pool, most=20000, fresh=args.fresh)
-    scale = latent_scale(torch.stack([latents for _, latents, _, _ in pool.items]).float())
+    scale = latent_scale(args.run, (latents for _, latents, _, _ in pool.items))
     for _ in run.steps():
         drawn, clips, buckets, fps = zip(*pool.draw(args.batch, run.rng), strict=True)
         pictures = to_tensor(np.stack(drawn)).to(device)
@@ -425,13 +445,20 @@ def train_unet(args: argparse.Namespace) -> None:
         kept = (torch.rand(count, device=device) > 0.1).float()
         condition = condition * kept.view(-1, 1, 1, 1)
         embedding = (embedding * kept.view(-1, 1)).unsqueeze(1)
-        ids = torch.stack([torch.tensor(fps) - 1.0, torch.tensor(buckets).float(), strength.cpu()], 1).to(device)
+        ids = torch.stack(
+            [torch.tensor(fps) - 1.0, torch.tensor(buckets).float(), strength.cpu()], 1
+        ).to(device)
 
-        sigma = torch.exp(torch.randn(count, device=device) * 1.6 + 0.7).clamp(0.002, 80).view(-1, 1, 1, 1, 1)
+        sigma = (
+            torch.exp(torch.randn(count, device=device) * 1.6 + 0.7)
+            .clamp(0.002, 80)
+            .view(-1, 1, 1, 1, 1)
+        )
         latents = target + sigma * torch.randn_like(target)
         scaled = latents / (sigma**2 + 1).sqrt()
         condition = condition.unsqueeze(1).expand(-1, target.shape[1], -1, -1, -1)
-        with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else sdpa_kernel(list(SDPBackend.__members__.values())):
+        # On short sequences the plain attention is faster on a CPU; on a GPU the choice is torch's.
+        with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext():
             predicted = unet(
                 torch.cat([scaled, condition], dim=2), sigma.flatten().log() / 4,
                 encoder_hidden_states=embedding, added_time_ids=ids,
@@ -441,27 +468,34 @@ def train_unet(args: argparse.Namespace) -> None:
         run.update(weighted.mean(), {"loss": weighted.mean().item()})
 
 
-def latent_scale(latents: Tensor) -> float:
-    """The factor that brings latents to a standard deviation of 1, three digits of it."""
-    return float(f"{1 / latents.std().item():.3g}")
+def latent_scale(run: Path, sample: Iterable[Tensor]) -> float:
+    """The factor that gives latents a standard deviation of 1: measured once, kept in `run`."""
+    file = run / "latent_scale.json"
+    if not file.exists():
+        file.write_text(f"{1 / torch.stack(list(sample)).float().std().item():.3g}\n")
+    return float(file.read_text())
 
 
 def export(args: argparse.Namespace) -> None:
     """Write the averaged weights as an fp16 pipeline folder, and the training curve beside it."""
     vae, unet, image_encoder = build_vae(), build_unet(), build_image_encoder()
     finished = args.run / "decoder.pt"
-    vae.load_state_dict(average_of(finished if finished.exists() else args.run / "vae.pt", "vae", "cpu"))
+    vae.load_state_dict(
+        average_of(finished if finished.exists() else args.run / "vae.pt", "vae", "cpu")
+    )
     unet.load_state_dict(average_of(args.run / "unet.pt", "unet", "cpu"))
     image_encoder.load_state_dict(average_of(args.run / "unet.pt", "image_encoder", "cpu"))
-    rng, photos = np.random.default_rng(args.seed), load_photos()
-    sample = [scenes.clip(random_scene(rng, photos), rng.random()) for _ in range(args.pool)]
-    with torch.no_grad():
-        latents = torch.stack([vae.encode(to_tensor(c)).latent_dist.mode() for c in sample])
-    vae.register_to_config(scaling_factor=latent_scale(latents))
-    pipeline = StableVideoDiffusionPipeline(vae, image_encoder, unet, build_scheduler(), CLIPImageProcessor())
+    vae.register_to_config(scaling_factor=latent_scale(args.run, []))
+    pipeline = StableVideoDiffusionPipeline(
+        vae, image_encoder, unet, build_scheduler(), CLIPImageProcessor()
+    )
     pipeline.to(dtype=torch.float16).save_pretrained(args.out, variant="fp16")
-    for file in args.out.rglob("*.safetensors"):
-        file.chmod(0o644)
+    # Without torchvision, transformers names another implementation; the hub does not.
+    for file in ("model_index.json", "feature_extractor/preprocessor_config.json"):
+        text = (args.out / file).read_text()
+        (args.out / file).write_text(text.replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
+    for weights in args.out.rglob("*.safetensors"):
+        weights.chmod(0o644)  # written for their owner only, and a package is for everyone
     print(f"Wrote {args.out}")
 
 
@@ -473,17 +507,25 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("stage", choices=("vae", "unet", "decoder", "export"))
     parser.add_argument("--run", type=Path, default=Path("runs/pocket"), help="where state is kept")
-    parser.add_argument("--out", type=Path, default=Path("runs/pocket/weights"), help="where export writes")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/pocket/weights"), help="where export writes"
+    )
     parser.add_argument("--minutes", type=float, default=20, help="time budget of the whole stage")
     parser.add_argument("--piece", type=float, default=math.inf, help="stop after so many minutes")
-    parser.add_argument("--batch", type=int, default=8, help="pictures (vae, decoder) or clips (unet) a step")
-    parser.add_argument("--pool", type=int, default=256, help="clips drawn before the first step")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="pictures (vae, decoder) or clips (unet) a step"
+    )
+    parser.add_argument(
+        "--pool", type=int, default=256, help="clips drawn before unet's first step"
+    )
     parser.add_argument("--fresh", type=float, default=1.0, help="new clips drawn every step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     args.run.mkdir(parents=True, exist_ok=True)
-    {"vae": train_vae, "unet": train_unet, "decoder": train_decoder, "export": export}[args.stage](args)
+    {"vae": train_vae, "unet": train_unet, "decoder": train_decoder, "export": export}[args.stage](
+        args
+    )
 
 
 if __name__ == "__main__":
