@@ -1,0 +1,85 @@
+"""Reading notebooks as a reader does: their headings, words, pictures, code, and names used."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+SKIP_TAGS = {"nbval-skip", "skip-execution"}
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def prose(notebook: Any) -> str:
+    """All Markdown without its fenced code: folded solutions are code, not prose."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return re.sub(r"^(```|~~~).*?^\1[ \t]*$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def words(notebook: Any) -> int:
+    """Words of running text: no headings, tables, code, link targets, HTML or badges."""
+    text = re.sub(r"^(?:#|\|).*$", "", prose(notebook), flags=re.MULTILINE)
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", " ", text)
+    text = re.sub(r"\]\([^)]*\)|<[^>]+>|`[^`\n]*`", " ", text)
+    return len(re.findall(r"\w[\w'.,/-]*", text))
+
+
+def headings(notebook: Any) -> list[int]:
+    """Levels of the headings, in order: 1 for an H1. HTML headings count as well."""
+    found = re.findall(r"^ {0,3}(#{1,6})\s|<h([1-6])", prose(notebook), flags=re.MULTILINE)
+    return [len(marks) or int(level) for marks, level in found]
+
+
+def missing_alternatives(notebook: Any) -> list[str]:
+    """Pictures without a text alternative."""
+    text = prose(notebook)
+    bare = re.findall(r"!\[\s*\]\([^)]*\)", text)
+    return bare + [
+        tag
+        for tag in re.findall(r"<(?:img|video)[^>]*>", text)
+        if not re.search(r"(?:alt|aria-label)=[\"'][^\"']", tag)
+    ]
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def code_lines(notebook: Any) -> int:
+    """Lines of code that say something, in the cells and in the folded solutions."""
+    folded = re.findall(
+        r"^```python\n(.*?)^```", "\n".join(c.source for c in notebook.cells), re.M | re.S
+    )
+    cells = [cell.source for cell in code_cells(notebook)]
+    return sum(bool(line.strip()) for source in cells + folded for line in source.splitlines())
+
+
+def tags(cell: Any) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def names_used(notebook: Any) -> Iterator[str]:
+    """Everything the notebook takes from svdnb, in code and in prose: `svdnb.check.lasts`."""
+    for cell in code_cells(notebook):
+        source = TransformerManager().transform_cell(cell.source)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("svdnb."):
+                yield ast.unparse(node)
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("svdnb"):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Import):
+                yield from (a.name for a in node.names if a.name.startswith("svdnb."))
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            yield from re.findall(r"(?<![\w/.])svdnb(?:\.[A-Za-z_]\w*)+", cell.source)
