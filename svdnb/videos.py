@@ -35,6 +35,9 @@ CLEAR_HEIGHT = 288
 PLAYER_WIDTH = 384
 """A browser's own controls hide the picture of a narrower player, in CSS pixels."""
 
+FIT = 'style="max-width:100%;height:auto"'
+"""Kept with each picture: a notebook that is not trusted loses the style sheet, but not this."""
+
 
 class VideoError(ValueError):
     """These frames or this file cannot become a video; the message says what to do next."""
@@ -63,7 +66,7 @@ class Filmstrip:
 
     def _repr_html_(self) -> str:
         source = _data_uri("image/png", self._repr_png_())
-        return f'<img alt="{escape(self.text)}" src="{source}" style="max-width:100%;height:auto">'
+        return f'<img alt="{escape(self.text)}" src="{source}" {FIT}>'
 
     def _repr_png_(self) -> bytes:
         return _encode(self.image, "PNG")
@@ -318,7 +321,7 @@ class _Still:
 
     def tag(self, text: str) -> str:
         source = _data_uri("image/jpeg", self.jpeg)
-        return f'<img alt="{escape(text)}" src="{source}" width="{_shown(self.width)}">'
+        return f'<img alt="{escape(text)}" src="{source}" width="{_shown(self.width)}" {FIT}>'
 
 
 @dataclass(frozen=True)
@@ -339,7 +342,8 @@ class _Clip:
 
     def tag(self, text: str) -> str:
         return (
-            f'<video controls loop muted playsinline preload="auto" width="{_shown(self.width)}" '
+            f'<video controls loop muted playsinline preload="auto" '
+            f'width="{_shown(self.width)}" {FIT} '
             f'data-frames="{self.frames}" data-fps="{self.fps:.6g}" aria-label="{escape(text)}" '
             f'poster="{_data_uri("image/jpeg", self.poster)}" '
             f'src="{_data_uri("video/mp4", self.mp4)}">{escape(text)}</video>'
