@@ -9,10 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from svdnb import check as check
+    import svdnb.check as check
     from svdnb.checkpoints import Checkpoint as Checkpoint
     from svdnb.checkpoints import CheckpointError as CheckpointError
     from svdnb.checkpoints import checkpoint as checkpoint
+    from svdnb.checkpoints import quiet as quiet
     from svdnb.motion import flicker as flicker
     from svdnb.motion import likeness as likeness
     from svdnb.motion import motion_score as motion_score
@@ -31,6 +32,7 @@ _HOME = {
     "Checkpoint": "checkpoints",
     "CheckpointError": "checkpoints",
     "checkpoint": "checkpoints",
+    "quiet": "checkpoints",
     "ImageError": "pictures",
     "example_images": "pictures",
     "load_image": "pictures",
