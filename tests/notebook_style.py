@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 SKIP_TAGS = {"nbval-skip", "skip-execution"}
+DOTTED = re.compile(r"(?<![\w/.])svdnb(?:\.[A-Za-z_]\w*)+")
 
 
 def read(path: Path) -> Any:
@@ -74,7 +75,7 @@ def names_used(notebook: Any) -> Iterator[str]:
     for cell in code_cells(notebook):
         source = TransformerManager().transform_cell(cell.source)
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("svdnb."):
+            if isinstance(node, ast.Attribute) and DOTTED.fullmatch(ast.unparse(node)):
                 yield ast.unparse(node)
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("svdnb"):
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -82,4 +83,4 @@ def names_used(notebook: Any) -> Iterator[str]:
                 yield from (a.name for a in node.names if a.name.startswith("svdnb."))
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            yield from re.findall(r"(?<![\w/.])svdnb(?:\.[A-Za-z_]\w*)+", cell.source)
+            yield from DOTTED.findall(cell.source)

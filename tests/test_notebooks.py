@@ -164,7 +164,7 @@ def test_the_rules_notice_what_they_look_for() -> None:
         "![](a.png)",
         "<img src='c.png'>",
     ]
-    hidden = "from svdnb.videos import show\n%matplotlib inline\nsvdnb.motion._flow(1)"
+    hidden = "from svdnb.videos import show\n%matplotlib inline\nsvdnb.motion._flow(1).size"
     assert set(style.names_used(bad_notebook(hidden, "code"))) == {
         "svdnb.videos.show",
         "svdnb.motion",
