@@ -159,9 +159,7 @@ def _device() -> dict[str, Any]:
 
 def _pocket() -> Checkpoint:
     if not (POCKET / "model_index.json").is_file():
-        raise CheckpointError(
-            "Pocket SVD is missing from this installation. Install svdnb again."
-        )
+        raise CheckpointError("Pocket SVD is missing from this installation. Install svdnb again.")
     return replace(
         _from_folder(POCKET),
         name="pocket",

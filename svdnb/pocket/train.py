@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
@@ -129,6 +130,20 @@ class OneTokenAttention:
         value = attn.to_out[0](attn.to_v(encoder_hidden_states))
         value = value.repeat_interleave(hidden_states.shape[0] // value.shape[0], dim=0)
         return value.expand(-1, hidden_states.shape[1], -1)
+
+
+def convolve_time_in_2d(model: nn.Module) -> None:
+    """Compute convolutions over time as (time, pixels) pictures: the same sums, faster on a CPU."""
+
+    def forward(conv: nn.Conv3d, x: Tensor) -> Tensor:
+        flat = nn.functional.conv2d(
+            x.flatten(3), conv.weight.squeeze(-1), conv.bias, padding=(int(conv.padding[0]), 0)
+        )
+        return flat.view(x.shape[0], -1, *x.shape[2:])
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[1:] == (1, 1):
+            module.forward = functools.partial(forward, module)
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -379,6 +394,7 @@ def train_decoder(args: argparse.Namespace) -> None:
     vae.load_state_dict(average_of(args.run / "vae.pt", "vae", args.device))
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
+    convolve_time_in_2d(vae)
     run = Run(args.run / "decoder.pt", {"vae": vae}, rate=5e-4, args=args)
     photos, frames = load_photos(), 7
 
@@ -414,6 +430,7 @@ def train_unet(args: argparse.Namespace) -> None:
     unet.set_attn_processor(
         {n: OneTokenAttention() if "attn2" in n else p for n, p in unet.attn_processors.items()}
     )
+    convolve_time_in_2d(unet)
     run = Run(args.run / "unet.pt", {"unet": unet, "image_encoder": image_encoder}, 2e-3, args)
     processor, photos = CLIPImageProcessor(), load_photos()
     mean, std = (
