@@ -70,28 +70,18 @@ def test_photos_held_out_are_not_trained_on() -> None:
 
 
 def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
-    run = [
-        "--run",
-        str(tmp_path),
-        "--minutes",
-        "0.01",
-        "--batch",
-        "2",
-        "--pool",
-        "2",
-        "--device",
-        "cpu",
-    ]
-    for stage in ("vae", "unet", "decoder", "vae"):
-        train.main([stage, *run])
+    def train_for(minutes: str, *stages: str) -> None:
+        few = ["--batch", "2", "--pool", "2", "--device", "cpu"]
+        for stage in stages:
+            train.main([stage, "--run", str(tmp_path), "--minutes", minutes, *few])
+
+    train_for("0.01", "vae", "unet", "decoder")
     state = torch.load(tmp_path / "vae.pt", weights_only=True)
-    train.main(
-        ["vae", "--run", str(tmp_path), "--minutes", "0.05", "--batch", "2", "--device", "cpu"]
-    )
+    train_for("0.05", "vae")
     resumed = torch.load(tmp_path / "vae.pt", weights_only=True)
     assert resumed["step"] > state["step"]
     assert resumed["curve"][: len(state["curve"])] == state["curve"]
-    train.main(["export", *run, "--out", str(tmp_path / "weights")])
+    train.main(["export", "--run", str(tmp_path), "--out", str(tmp_path / "weights")])
     pipe = StableVideoDiffusionPipeline.from_pretrained(
         tmp_path / "weights", dtype=torch.float32, variant="fp16"
     )

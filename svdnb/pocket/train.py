@@ -375,7 +375,7 @@ def train_vae(args: argparse.Namespace) -> None:
             large = scenes.dead_leaves(run.rng)
         return np.asarray(large.resize(scenes.SIZE, Image.Resampling.BOX))
 
-    pool = Pool(picture, first=400, most=4000, fresh=args.batch / 3)
+    pool = Pool(picture, first=args.pool, most=4000, fresh=args.batch / 3)
     for _ in run.steps():
         pictures = to_tensor(np.stack(pool.draw(args.batch, run.rng))).to(args.device)
         if run.clock.progress < 0.7:  # quarters of pictures first: four times as many steps
@@ -404,7 +404,7 @@ def train_decoder(args: argparse.Namespace) -> None:
         first = run.rng.integers(len(drawn) - frames + 1)
         return drawn[first : first + frames]
 
-    pool = Pool(part_of_clip, first=60, most=1000, fresh=0.5)
+    pool = Pool(part_of_clip, first=args.pool, most=1000, fresh=args.fresh / 2)
     for _ in run.steps():
         clips = to_tensor(np.stack(pool.draw(max(1, args.batch // frames), run.rng))).to(
             args.device
@@ -533,7 +533,7 @@ def main(argv: list[str] | None = None) -> None:
         "--batch", type=int, default=8, help="pictures (vae, decoder) or clips (unet) a step"
     )
     parser.add_argument(
-        "--pool", type=int, default=256, help="clips drawn before unet's first step"
+        "--pool", type=int, default=256, help="examples drawn before the first step"
     )
     parser.add_argument("--fresh", type=float, default=1.0, help="new clips drawn every step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
