@@ -1,7 +1,8 @@
-"""What this machine can do: `python -m svdnb doctor` prints a line for each thing, and its remedy."""
+"""What this machine can do: `python -m svdnb doctor` prints findings and their remedies."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import shutil
 import subprocess
@@ -68,7 +69,7 @@ def _torch() -> Finding:
     what = f"torch {torch.__version__} on {device}, diffusers {_version('diffusers')}"
     if _version("torchvision"):
         try:
-            import torchvision  # noqa: F401
+            importlib.import_module("torchvision")
         except Exception:
             return Finding(
                 "FAIL",
