@@ -24,7 +24,7 @@ HUB = {
 }
 NATIVE_SIZE = (1024, 576)
 NATIVE_STEPS = 25
-POCKET_STEPS = 12
+POCKET_STEPS = 8
 ROOM_FOR_XT = 12 * 2**30
 """Bytes of GPU memory from which `auto` takes SVD-XT, offloaded, a few frames decoded at once."""
 

@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m svdnb.pocket.report", description=__doc__)
     parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights")
     parser.add_argument("--out", type=Path, default=Path("runs/pocket/report"))
-    parser.add_argument("--steps", type=int, default=12, help="denoising steps a video")
+    parser.add_argument("--steps", type=int, default=8, help="denoising steps a video")
     parser.add_argument("--pictures", type=int, default=16, help="a quarter of them photographs")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)

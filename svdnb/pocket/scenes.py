@@ -6,7 +6,7 @@ picture where nothing can move is slowly approached by the camera), so a model c
 picture alone. Only details are chance: a little speed, a little direction, where the camera aims.
 
 Lengths are in picture heights, positions in (right, down) from the top left corner. `travel` says
-how far along its path everything is: from 0 to 1 during a clip of full motion at 7 fps.
+how far along its path everything is: a clip of full motion at 7 fps goes from 0 to `FULL`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SIZE = (112, 64)
 NUM_FRAMES = 14
 REFERENCE_FPS = 7
 OVERSAMPLING = 2
-ZOOM = 0.42  # ln of the camera's magnification over a full clip
+FULL = 0.6
+ZOOM = 0.42  # ln of the camera's magnification at travel 1
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
@@ -81,7 +82,9 @@ class Scene:
         width, height = (side // OVERSAMPLING for side in self.background.size)
         if self.zoom:
             return np.zeros((height, width), bool)
-        clip = np.stack([np.asarray(self.frame(t), np.int16) for t in np.linspace(0, 1.4, 29)])
+        clip = np.stack(
+            [np.asarray(self.frame(t), np.int16) for t in np.linspace(0, 1.4 * FULL, 29)]
+        )
         moved = (np.abs(clip - clip[0]).max(axis=(0, 3)) > 0).astype(np.uint8) * 255
         grown = Image.fromarray(moved).filter(ImageFilter.MaxFilter(5))
         still: np.ndarray = np.asarray(grown) == 0
@@ -96,7 +99,7 @@ def clip(
     `motion` in [0, 1] is `motion_bucket_id / 255`. Speed in the world is proportional to it; a
     camera that takes more frames a second sees less of the way between two frames.
     """
-    step = motion * REFERENCE_FPS / fps / (NUM_FRAMES - 1)
+    step = FULL * motion * REFERENCE_FPS / fps / (NUM_FRAMES - 1)
     return np.stack([np.asarray(scene.frame(step * k)) for k in range(num_frames)])
 
 

@@ -368,7 +368,7 @@ def train_vae(args: argparse.Namespace) -> None:
         chance = run.rng.random()
         if chance < 0.4:
             scene = scenes.draw_scene(run.rng)
-            return np.asarray(scene.frame(run.rng.uniform(0, 1.3)))
+            return np.asarray(scene.frame(run.rng.uniform(0, 1.4 * scenes.FULL)))
         if chance < 0.75:
             large = crop_photo(photos[run.rng.integers(len(photos))], run.rng)
         else:
