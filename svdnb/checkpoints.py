@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,9 @@ NATIVE_STEPS = 25
 POCKET_STEPS = 8
 ROOM_FOR_XT = 12 * 2**30
 """Bytes of GPU memory from which `auto` takes SVD-XT, offloaded, a few frames decoded at once."""
+ROOM_FOR_ALL_PARTS = 20 * 2**30
+"""Bytes of GPU memory in which all parts of SVD-XT can stay while they work."""
+PARTS_WITH_WEIGHTS = ("unet", "vae", "image_encoder")
 
 
 class CheckpointError(Explained, RuntimeError):
@@ -53,7 +56,7 @@ class Checkpoint:
     description: str
 
     def load(self) -> StableVideoDiffusionPipeline:
-        """The pipeline, ready to be called; on a GPU each part visits the card when it works.
+        """The pipeline, ready to be called; on a small GPU each part visits it only to work.
 
         Raises CheckpointError if it cannot be fetched or read.
         """
@@ -65,10 +68,12 @@ class Checkpoint:
             pipe = StableVideoDiffusionPipeline.from_pretrained(
                 self.path, dtype=self.dtype, variant=self.variant
             )
+            if self.device == "cuda" and _gpu_memory() < ROOM_FOR_ALL_PARTS:
+                pipe.enable_model_cpu_offload()
+            else:
+                pipe.to(self.device)
         except Exception as error:
             raise CheckpointError(_why_not(self, error)) from error
-        if self.device == "cuda":
-            pipe.enable_model_cpu_offload()
         return pipe
 
 
@@ -86,13 +91,10 @@ def checkpoint(name: str | os.PathLike[str] = "auto") -> Checkpoint:
         name = os.environ.get("SVDNB_CHECKPOINT") or "auto"
     memory = _gpu_memory()
     if name == "auto":
-        if memory >= ROOM_FOR_XT:
-            return _from_hub("svd-xt")
-        found = _pocket()
-        if memory:
-            why = f"this GPU has {memory / 2**30:.0f} GiB, SVD-XT wants {ROOM_FOR_XT >> 30}"
-            return replace(found, description=f"{found.description}; {why}")
-        return found
+        found = _from_hub("svd-xt") if memory >= ROOM_FOR_XT else _pocket()
+        why = f"this GPU has {memory / 2**30:.0f} GiB" if memory else "no CUDA GPU was found"
+        rule = f"SVD-XT wants {ROOM_FOR_XT >> 30} GiB of GPU memory"
+        return replace(found, description=f"{found.description}; {why}, {rule}")
     if name == "pocket":
         return _pocket()
     if name in HUB:
@@ -109,25 +111,34 @@ def checkpoint(name: str | os.PathLike[str] = "auto") -> Checkpoint:
 def quiet() -> None:
     """Silence what the libraries say each time and nobody can act on; real warnings stay.
 
-    Call it before diffusers is imported: some of it is said during the import.
+    Call it before the pipeline is imported: some of it is said during that import.
     """
     for logger, noise in _NOISE.items():
         log = logging.getLogger(logger)
         if not any(getattr(known, "noise", None) == noise for known in log.filters):
             log.addFilter(_without(noise))
-    warnings.filterwarnings("ignore", r"__array__ implementation doesn't accept a copy keyword")
-    # These bars count the five parts while they load; downloads and denoising keep theirs.
+    warnings.filterwarnings(
+        "ignore",
+        "__array__ implementation doesn't accept a copy keyword",
+        DeprecationWarning,
+        module=r"diffusers\.schedulers\.",
+    )
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    # The bars that count the five parts and their shards; downloads and denoising keep theirs,
+    # though transformers would switch off those of downloads with its own.
+    downloads_are_shown = not are_progress_bars_disabled()
     diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    if downloads_are_shown:
+        enable_progress_bars()
 
 
 _NOISE = {
-    "transformers.utils.import_utils": "requires torchvision",
+    "transformers.utils.import_utils": "`CLIPImageProcessor` requires torchvision",
     "diffusers.models.modeling_utils": "should be kept in float32: []",
-    "diffusers.pipelines.pipeline_utils": "should be kept in float32: []",
 }
 
 
@@ -186,24 +197,23 @@ def _from_hub(name: str) -> Checkpoint:
 
 def _from_folder(folder: Path) -> Checkpoint:
     index = _index(folder)
-    weights = {part: _weights(folder / part) for part in ("unet", "vae", "image_encoder")}
-    for part in (p for p, entry in index.items() if isinstance(entry, list) and p not in weights):
+    for part in (part for part, entry in index.items() if isinstance(entry, list)):
         if not any((folder / part).glob("*.json")):
             raise CheckpointError(_incomplete(folder, f"{part}/ has no configuration"))
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
+    variant = _variant(folder)
+    unet, vae = (_json(folder / part / "config.json") for part in ("unet", "vae"))
     width, height = NATIVE_SIZE
+    # SVD's own UNet says 96, which means nothing for its 1024x576; a pair is meant.
     if isinstance(unet.get("sample_size"), list):
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         height, width = (side * factor for side in unet["sample_size"])
-    half = all(any(".fp16." in file.name for file in files) for files in weights.values())
     return Checkpoint(
         name=folder.name,
         path=str(folder),
-        variant="fp16" if half else None,
+        variant=variant,
         width=width,
         height=height,
-        num_frames=unet["num_frames"],
+        num_frames=unet.get("num_frames", 14),
         num_inference_steps=NATIVE_STEPS,
         description=f"the checkpoint in {folder}",
         **_device(),
@@ -222,7 +232,7 @@ def _index(folder: Path) -> dict[str, Any]:
             f"{folder} has no model_index.json, so it is not in diffusers' layout. Point to the "
             f"folder that holds it, or fetch one: {_fetch('svd-xt')}"
         )
-    index: dict[str, Any] = json.loads(file.read_text())
+    index = _json(file)
     if index.get("_class_name") != "StableVideoDiffusionPipeline":
         raise CheckpointError(
             f"{folder} holds a {index.get('_class_name')}, and this package is about the "
@@ -231,26 +241,48 @@ def _index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _weights(part: Path) -> list[Path]:
-    """The files that hold this part's weights, the half-precision ones if they are all there."""
-    name = f"{part.parent.name}/{part.name}"
-    if not (part / "config.json").is_file():
-        raise CheckpointError(_incomplete(part.parent, f"{name}/config.json is missing"))
-    files = sorted(part.glob("*.safetensors"))
-    wanted = {
-        shard
-        for index in part.glob("*.safetensors.index*.json")
-        for shard in json.loads(index.read_text())["weight_map"].values()
-    }
-    missing = sorted(wanted - {file.name for file in files})
-    if missing or not files:
-        what = missing[0] if missing else "its .safetensors file"
-        raise CheckpointError(_incomplete(part.parent, f"{name} lacks {what}"))
-    for file in files:
-        if not _whole(file):
-            raise CheckpointError(_incomplete(part.parent, f"{name}/{file.name} is cut off"))
-    half = [file for file in files if ".fp16." in file.name]
-    return half or files
+def _variant(folder: Path) -> str | None:
+    """ "fp16" if every part has its weights in half precision, None if in full precision."""
+    problems = []
+    for variant in ("fp16", None):
+        problem = next(filter(None, (_lacks(folder, p, variant) for p in PARTS_WITH_WEIGHTS)), "")
+        if not problem:
+            return variant
+        problems.append(problem)
+    begun = any(folder.glob("*/*.fp16.safetensors*"))
+    raise CheckpointError(_incomplete(folder, problems[0] if begun else problems[1]))
+
+
+def _lacks(folder: Path, part: str, variant: str | None) -> str:
+    """What this part lacks for this variant, "" if nothing."""
+    if not (folder / part / "config.json").is_file():
+        return f"{part}/config.json is missing"
+    stem = "model" if part == "image_encoder" else "diffusion_pytorch_model"
+    dotted = f".{variant}" if variant else ""
+    files = {f"{stem}{dotted}.safetensors"}
+    # Libraries put the variant before or after ".safetensors".
+    for ending in (f"{dotted}.safetensors.index.json", f".safetensors.index{dotted}.json"):
+        index = folder / part / f"{stem}{ending}"
+        if index.is_file():
+            files = set(_json(index).get("weight_map", {}).values())
+    for name in sorted(files):
+        if not (folder / part / name).is_file():
+            return f"{part}/{name} is missing"
+        if not _whole(folder / part / name):
+            return f"{part}/{name} is cut off"
+    return ""
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        folder = file.parent if file.name == "model_index.json" else file.parent.parent
+        what = f"{file.relative_to(folder).as_posix()} is cut off"
+        raise CheckpointError(_incomplete(folder, what)) from None
+    return content
 
 
 def _whole(file: Path) -> bool:
@@ -281,26 +313,38 @@ def _fetch(name: str, folder: Path | str = "DIR") -> str:
 
 
 def _why_not(wanted: Checkpoint, error: Exception) -> str:
-    """One sentence for what went wrong in `from_pretrained`, and one for the next step."""
+    """One sentence for what went wrong in `load`, and one for the next step."""
+    import torch
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    chain = list(_causes(error))
+    if any(isinstance(cause, torch.cuda.OutOfMemoryError) for cause in chain):
+        return (
+            "The GPU's memory is full before anything was made. Close other programs and "
+            "notebooks that use it, restart this kernel, and try again."
+        )
     if wanted.name not in HUB:
-        return f"{wanted.description} could not be loaded: {error}"
+        return (
+            f"{wanted.description} could not be loaded: {error}. If the folder was changed, "
+            f"fetch it again: {_fetch('svd-xt')}"
+        )
     page = f"https://huggingface.co/{wanted.path}"
-    if any(isinstance(c, (GatedRepoError, RepositoryNotFoundError)) for c in chain):
+    # A hub that wants a login says "not found" to strangers.
+    if any(isinstance(cause, (GatedRepoError, RepositoryNotFoundError)) for cause in chain):
         return (
             f"The Hugging Face Hub does not give {wanted.path} to you yet. Accept its licence at "
             f"{page}, then log in with `hf auth login` and try again."
         )
-    if any(isinstance(c, (OSError, ConnectionError)) for c in chain):
+    if any(isinstance(cause, OSError) for cause in chain):
         return (
-            f"{wanted.path} is not on this machine and could not be fetched ({error}). With a "
-            f"connection, run: {_fetch(wanted.name)} and set SVDNB_CHECKPOINT=DIR. Without one, "
-            "use Pocket SVD: svdnb.checkpoint('pocket')."
+            f"{wanted.path} is not on this machine, or not all of it, and could not be fetched. "
+            f"With a connection, run `{_fetch(wanted.name)}` and set SVDNB_CHECKPOINT=DIR. "
+            "Without one, use Pocket SVD: svdnb.checkpoint('pocket')."
         )
     return f"{wanted.path} could not be loaded: {error}. Look at its page: {page}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -73,8 +73,8 @@ def _opened(source: Source) -> Image.Image:
     uploads = _uploads(source)
     if uploads is None:
         raise ImageError(
-            f"A {type(source).__name__} is not a picture. Pass a path, a URL, bytes, a PIL image, "
-            "an array, or the name of an example."
+            f"An object of type {type(source).__name__} is not a picture. Pass a path, a "
+            "URL, bytes, a PIL image, an array, or the name of an example."
         )
     if not uploads:
         raise ImageError("Nothing was uploaded yet. Choose a file, then run this again.")
@@ -94,7 +94,7 @@ def _read(name: str, known: str) -> bytes:
     try:
         path = Path(name).expanduser()
         if path.is_dir():
-            raise ImageError(f"{name} is a folder. Pass one picture in it.")
+            raise ImageError(f"{path} is a folder. Pass one picture in it.")
         if not path.is_file():
             raise ImageError(
                 f"There is no picture {name!r}. Check the path, or use an example: {known}."
