@@ -1,256 +1,295 @@
-"""The command line: `python -m svdnb animate photo.jpg`, `python -m svdnb doctor`."""
+"""The command line: `python -m svdnb animate photo.jpg`, and `python -m svdnb doctor`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-
-# OpenMP threads that spin while they wait make a busy machine many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from urllib.parse import unquote, urlparse
 
 import svdnb
-from svdnb.errors import Explained
-from svdnb.pictures import ImageError, load_image
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
-    from svdnb.checkpoints import Checkpoint
+DONE, FAILED, USAGE, PICTURE, CHECKPOINT, GENERATION, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
-DONE, USAGE, NO_PICTURE, NO_CHECKPOINT, FAILED, INTERRUPTED = 0, 2, 3, 4, 5, 130
+EXIT_CODES = """\
+exit codes:
+  0    done (doctor: a video can be made here)
+  1    doctor only: something is missing, and the report names the remedy
+  2    the command or one of its arguments is wrong
+  3    the picture could not be read
+  4    the checkpoint cannot be used
+  5    the video could not be made or written, for example for lack of memory
+  130  interrupted with Ctrl-C; no unfinished file is left
+"""
 
 EXAMPLES = """\
 examples:
-  python -m svdnb animate                      the rocket that comes along, into rocket.mp4
-  python -m svdnb animate photo.jpg -o my.mp4  a picture of yours
-  python -m svdnb animate balloon --motion-bucket-id 200 --seed 7
+  python -m svdnb animate
+  python -m svdnb animate photo.jpg
+  python -m svdnb animate photo.jpg -o my.mp4 --motion-bucket-id 180 --seed 7
+  python -m svdnb animate photo.jpg --checkpoint svd-xt --decode-chunk-size 2
 
-exit codes:
-  0  the video is written       2  wrong arguments           3  the picture cannot be read
-  4  the checkpoint cannot be used      5  generating or writing failed      130  interrupted
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    arguments = _parser().parse_args(argv)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says, and return the exit code (see `--help`)."""
+    options = _parser().parse_args(arguments)
     try:
-        code: int = arguments.run(arguments)
+        code: int = options.run(options)
+    except _Stop as stop:
+        return _complain(stop.sentence, stop.code)
     except KeyboardInterrupt:
-        print("\nsvdnb: stopped; nothing was written.", file=sys.stderr)
-        return INTERRUPTED
+        return _complain("Interrupted; no unfinished file is left.", INTERRUPTED)
     return code
 
 
-def animate(arguments: argparse.Namespace) -> int:
-    """Picture in, mp4 out; every way to fail has its sentence and its exit code."""
-    output = arguments.output or Path(f"{Path(arguments.picture).stem or 'video'}.mp4")
+class _Stop(Exception):
+    def __init__(self, sentence: str, code: int) -> None:
+        self.sentence = sentence
+        self.code = code
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"svdnb: {sentence}", file=sys.stderr)
+    return code
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Print what this machine can do, and the remedy for what it cannot."""
+    from svdnb.doctor import report
+
+    findings = report()
+    for finding in findings:
+        print(finding)
+    if any(finding.mark == "FAIL" for finding in findings):
+        print("A video cannot be made here yet: see [FAIL] above.")
+        return FAILED
+    print("A video can be made here: python -m svdnb animate")
+    return DONE
+
+
+def animate(options: argparse.Namespace) -> int:
+    """Make a video of one picture, and say where it is and which model made it."""
+    output = _checked_output(options.output or _default_output(options.picture))
+    svdnb.quiet()
     try:
-        # Before torch is imported and a checkpoint loaded: a wrong file is told at once.
-        load_image(arguments.picture)
-        _require_place(output)
-    except ImageError as error:
-        return _failure(NO_PICTURE, error)
-    except OSError as error:
-        return _failure(USAGE, error)
-
-    from svdnb.checkpoints import CheckpointError, checkpoint
-
+        checkpoint = svdnb.checkpoint(options.checkpoint)
+        size = (options.width or checkpoint.width, options.height or checkpoint.height)
+        image = svdnb.load_image(options.picture, size)
+        pipe = checkpoint.load()
+    except svdnb.ImageError as error:
+        raise _Stop(str(error), PICTURE) from None
+    except svdnb.CheckpointError as error:
+        raise _Stop(str(error), CHECKPOINT) from None
+    start = time.perf_counter()
     try:
-        chosen = checkpoint(arguments.checkpoint)
-        pipe = chosen.load()
-    except CheckpointError as error:
-        return _failure(NO_CHECKPOINT, error)
-
-    from svdnb.videos import save
-
-    image = load_image(arguments.picture, (chosen.width, chosen.height))
-    try:
-        frames = _generate(pipe, image, chosen, arguments)
-        path = save(frames, output, fps=arguments.fps)
-    except Explained as error:
-        return _failure(FAILED, error)
-    except (RuntimeError, ValueError, MemoryError, OSError) as error:
-        return _failure(FAILED, _next_step(error))
-    width, height = frames[0].size
+        frames = _frames(pipe, image, checkpoint, options)
+        path = svdnb.save(frames, output, fps=options.fps)
+    except svdnb.VideoError as error:
+        raise _Stop(str(error), GENERATION) from None
+    except Exception as error:
+        raise _Stop(_why_not(error, options), GENERATION) from None
+    seconds = time.perf_counter() - start
     print(
-        f"{path}: {len(frames)} frames of {width}x{height} at {arguments.fps} fps, "
-        f"{len(frames) / arguments.fps:.1f} s, made by {chosen.description}"
+        f"Saved {path.resolve()}\n"
+        f"{len(frames)} frames of {size[0]}x{size[1]} pixels at {options.fps} fps: "
+        f"{len(frames) / options.fps:.1f} s of video{_enlarged(path, size)}\n"
+        f"Made in {seconds:.0f} s by {checkpoint.description}"
     )
     return DONE
 
 
-def doctor(_: argparse.Namespace) -> int:
-    """Tell what this machine can do."""
-    from svdnb import doctor
-
-    return doctor.main()
-
-
-def _generate(
-    pipe: Any, image: Image.Image, chosen: Checkpoint, arguments: argparse.Namespace
-) -> list[Image.Image]:
+def _frames(
+    pipe: Any, image: Image.Image, checkpoint: svdnb.Checkpoint, options: argparse.Namespace
+) -> NDArray[np.float32]:
     import torch
     from tqdm import tqdm
 
-    steps = arguments.steps or chosen.num_inference_steps
-    pipe.set_progress_bar_config(disable=True)
-    with tqdm(total=steps, desc="Generating", unit="step") as bar:
+    steps = options.steps or checkpoint.num_inference_steps
+    pipe.set_progress_bar_config(disable=True)  # ours goes on while the frames are decoded
+    with tqdm(total=steps + 1, desc="Denoising", unit="step") as bar:
 
-        def tick(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        def advance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             bar.update()
-            return values
+            if step + 1 == steps:
+                bar.set_description("Decoding")
+            return tensors
 
-        frames: list[Image.Image] = pipe(
+        frames: NDArray[np.float32] = pipe(
             image,
-            width=chosen.width,
-            height=chosen.height,
-            num_frames=arguments.num_frames or chosen.num_frames,
+            width=image.width,
+            height=image.height,
+            num_frames=options.num_frames or checkpoint.num_frames,
             num_inference_steps=steps,
-            fps=arguments.fps,
-            motion_bucket_id=arguments.motion_bucket_id,
-            noise_aug_strength=arguments.noise_aug_strength,
-            decode_chunk_size=arguments.decode_chunk_size,
-            generator=torch.manual_seed(arguments.seed),
-            callback_on_step_end=tick,
+            motion_bucket_id=options.motion_bucket_id,
+            fps=options.fps,
+            noise_aug_strength=options.noise_aug_strength,
+            decode_chunk_size=options.decode_chunk_size,
+            generator=torch.Generator().manual_seed(options.seed),
+            callback_on_step_end=advance,
+            output_type="np",  # in PIL images NaN would pass for black
         ).frames[0]
+        bar.update()
+        bar.set_description("Done")
     return frames
 
 
-def _require_place(output: Path) -> None:
-    """Refuse a place that cannot be written to before minutes of work are spent on it."""
-    folder = output.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
-        raise OSError(f"{output} cannot be written. Choose another place with -o.")
+def _enlarged(path: Path, size: tuple[int, int]) -> str:
+    from imageio_ffmpeg import read_frames
+
+    reader = read_frames(str(path))
+    width, height = next(reader)["size"]
+    reader.close()
+    return "" if (width, height) == size else f", enlarged to {width}x{height}"
 
 
-def _next_step(error: Exception) -> str:
-    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+def _why_not(error: Exception, options: argparse.Namespace) -> str:
+    import torch
+
+    what = str(error).strip()
+    cpu_is_full = isinstance(error, MemoryError) or "allocate memory" in what
+    if isinstance(error, torch.cuda.OutOfMemoryError) or cpu_is_full:
+        chunk = max(1, min(2, options.decode_chunk_size // 2))
         return (
-            "The memory does not suffice. Try --decode-chunk-size 2, fewer frames (--num-frames "
-            "14), or Pocket SVD (--checkpoint pocket)."
+            f"Memory ran out. Try --decode-chunk-size {chunk}, fewer --num-frames, a smaller "
+            "--width and --height, or --checkpoint pocket, and close other programs."
         )
-    return f"Generation failed: {error} Run `python -m svdnb doctor` to look for the cause."
+    first = (what.splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (
+        f"The video could not be made ({first}). Leave out --width, --height and --num-frames; "
+        "if that does not help, run: python -m svdnb doctor"
+    )
 
 
-def _failure(code: int, reason: object) -> int:
-    print(f"svdnb: {reason}", file=sys.stderr)
-    return code
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _default_output(picture: str) -> Path:
+    is_url = picture.lower().startswith(("http://", "https://"))
+    name = unquote(urlparse(picture).path) if is_url else picture
+    return Path(f"{Path(name).stem or 'video'}.mp4")
+
+
+def _checked_output(output: Path) -> Path:
+    path = output.expanduser()
+    if path.suffix.lower() != ".mp4":
+        raise _Stop(f"{output} does not end in .mp4. Name the video like my.mp4.", USAGE)
+    if path.is_dir():
+        raise _Stop(f"{output} is a folder. Name a file in it: {output / 'my.mp4'}", USAGE)
+    if not path.parent.is_dir():
+        raise _Stop(f"There is no folder {path.parent}. Make it first, or choose another.", USAGE)
+    if not os.access(path.parent, os.W_OK):
+        raise _Stop(f"You may not write to {path.parent.resolve()}. Choose another folder.", USAGE)
+    return path
+
+
+def _whole(low: int, high: int, multiple_of: int = 1) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high or value % multiple_of:
+            of = f" that divides by {multiple_of}" if multiple_of > 1 else ""
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from {low} to {high}{of}"
+            )
+        return value
+
+    return number
+
+
+def _strength(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"svdnb: {message}. See python -m svdnb animate --help.\n")
-
-
-def _number(kind: type[int] | type[float], low: float, high: float = float("inf")) -> Any:
-    """An argparse type: a number of this kind from low to high."""
-
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high:
-            limits = f"{low:g} or more" if high == float("inf") else f"from {low:g} to {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range: choose {limits}")
-        return value
-
-    return read
-
-
-def _mp4(text: str) -> Path:
-    path = Path(text).expanduser()
-    if path.suffix.lower() != ".mp4":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .mp4")
-    return path
+        sys.exit(_complain(f"{message}. Help: {self.prog} --help", USAGE))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m svdnb", description="Stable Video Diffusion, for learners.")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="python -m svdnb",
+        description="Still pictures become short videos, with Stable Video Diffusion.",
+        epilog=EXIT_CODES,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"svdnb {svdnb.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    help_animate = "make a video from one picture"
     command = commands.add_parser(
         "animate",
-        help=help_animate,
-        description=help_animate.capitalize() + ".",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="make a video of one picture",
+        description="Make a video (mp4) of one picture. It is cropped to the model's shape first.",
+        epilog=EXAMPLES + EXIT_CODES,
+        formatter_class=raw,
+        allow_abbrev=False,
     )
     command.set_defaults(run=animate)
     add = command.add_argument
-    add(
-        "picture",
-        nargs="?",
-        default="rocket",
-        metavar="PICTURE",
-        help="path, URL, or the name of an example: rocket (default), boat, balloon, ...",
-    )
-    add("-o", "--output", type=_mp4, metavar="FILE.mp4", help="default: the picture's name, here")
-    add(
-        "--checkpoint",
-        default="auto",
-        help="auto (default: SVD-XT where a GPU has room, else Pocket SVD), pocket, svd, svd-xt, "
-        "or a folder; SVDNB_CHECKPOINT changes what auto means",
-    )
-    add(
-        "--motion-bucket-id",
-        type=_number(int, 0, 255),
-        default=127,
-        metavar="N",
-        help="how much should move, 0 to 255 (default 127)",
-    )
-    add(
-        "--fps",
-        type=_number(int, 1, 60),
-        default=7,
-        metavar="N",
-        help="frames per second, for the model and for the file (default 7; trained with 5 to 30)",
-    )
-    add(
-        "--noise-aug-strength",
-        type=_number(float, 0, 10),
-        default=0.02,
-        metavar="X",
-        help="noise added to the picture: more, and the video keeps less of it "
-        "(default 0.02; 0.02 to 0.11 were common in training)",
-    )
-    add(
-        "--seed",
-        type=_number(int, 0, 2**63 - 1),
-        default=42,
-        metavar="N",
-        help="the same seed makes the same video (default 42)",
-    )
-    add(
-        "--steps",
-        type=_number(int, 1, 1000),
-        metavar="N",
-        help="denoising steps (default: what the checkpoint wants)",
-    )
-    add(
-        "--num-frames",
-        type=_number(int, 2, 1000),
-        metavar="N",
-        help="frames to make, 2 or more (default: as many as the checkpoint was trained for)",
-    )
-    add(
-        "--decode-chunk-size",
-        type=_number(int, 1, 1000),
-        default=8,
-        metavar="N",
-        help="frames decoded at once: fewer take less memory, and may flicker (default 8)",
-    )
+    add("picture", nargs="?", default="rocket", metavar="PICTURE",
+        help="a file, a URL, or the name of an example: "
+        f"{', '.join(svdnb.example_images())} (default: rocket)")  # fmt: skip
+    add("-o", "--output", type=Path, metavar="FILE",
+        help="where the video goes (default: the picture's name with .mp4, in this folder); "
+        "an existing file is replaced once the new one is whole")  # fmt: skip
+    add("--checkpoint", default="auto", metavar="NAME",
+        help="pocket, svd, svd-xt, a folder, or auto: SVD-XT where a GPU has room for it, else "
+        "Pocket SVD; the environment variable SVDNB_CHECKPOINT replaces auto")  # fmt: skip
 
-    help_doctor = "tell what this machine can do, and the remedy for what it cannot"
-    command = commands.add_parser("doctor", help=help_doctor, description=help_doctor + ".")
+    look = command.add_argument_group("how it moves")
+    look.add_argument("--motion-bucket-id", type=_whole(0, 255), default=127, metavar="N",
+        help="how much moves: 0 to 255 (default: 127)")  # fmt: skip
+    look.add_argument("--fps", type=_whole(1, 60), default=7, metavar="N",
+        help="frames per second, for the model and for the player: 1 to 60, trained with 5 to 30 "
+        "(default: 7)")  # fmt: skip
+    look.add_argument("--noise-aug-strength", type=_strength, default=0.02, metavar="X",
+        help="noise on the picture: 0 to 1, trained mostly with 0.02 to 0.11; more frees the video "
+        "from the picture (default: 0.02)")  # fmt: skip
+    look.add_argument("--seed", type=_whole(0, 2**63 - 1), default=42, metavar="N",
+        help="the same seed gives the same video (default: 42)")  # fmt: skip
+
+    cost = command.add_argument_group("time, memory and size (default: what the checkpoint wants)")
+    cost.add_argument("--steps", type=_whole(1, 1000), metavar="N",
+        help="denoising steps: more take longer and may look better")  # fmt: skip
+    cost.add_argument("--num-frames", type=_whole(2, 1000), metavar="N",
+        help="frames of the video, 2 or more")  # fmt: skip
+    cost.add_argument("--decode-chunk-size", type=_whole(1, 1000), default=8, metavar="N",
+        help="frames decoded at once: fewer need less memory (default: 8)")  # fmt: skip
+    cost.add_argument("--width", type=_whole(64, 4096, 8), metavar="N",
+        help="pixels, a multiple of 8")  # fmt: skip
+    cost.add_argument("--height", type=_whole(64, 4096, 8), metavar="N",
+        help="pixels, a multiple of 8")  # fmt: skip
+
+    command = commands.add_parser(
+        "doctor",
+        help="what this machine can do, and the remedy for what it cannot",
+        description="Look at Python, PyTorch, memory, GPU, ffmpeg, widgets, disk and checkpoint.",
+        epilog=EXIT_CODES,
+        formatter_class=raw,
+    )
     command.set_defaults(run=doctor)
     return parser
 

@@ -43,7 +43,7 @@ def folder(built: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Pretends a GPU of so many GiB, and that Pocket SVD is the miniature."""
+    """Pretends a GPU of so many GiB."""
 
     def pretend(gib: float) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gib > 0)

@@ -1,0 +1,191 @@
+"""The doctor names what is wrong and the remedy, and says FAIL only where no video can be made."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import imageio_ffmpeg
+import miniature
+import psutil
+import pytest
+import torch
+
+import svdnb
+from svdnb import checkpoints, doctor
+from svdnb.__main__ import main
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    svdnb.quiet()
+    return miniature.build(tmp_path_factory.mktemp("miniature"))
+
+
+@pytest.fixture(autouse=True)
+def healthy(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of known memory, without a GPU."""
+    monkeypatch.setenv("SVDNB_CHECKPOINT", str(built))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    memory = SimpleNamespace(available=4 * GIB, total=8 * GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50 * GIB))
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(doctor, "_fetched", lambda _: False)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+
+
+def versions(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> None:
+    real = importlib.metadata.version
+
+    def version(package: str) -> str:
+        if package not in changed:
+            return real(package)
+        found = changed[package]
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return found
+
+    monkeypatch.setattr(doctor, "version", version)
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, free: float, total: float) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    memory = (int(free * GIB), int(total * GIB))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: memory)
+
+
+def ffmpeg(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: command)
+
+
+def says(stdout: str) -> Callable[..., Any]:
+    return lambda *_, **__: SimpleNamespace(stdout=stdout)
+
+
+TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = {
+    "Python": (
+        lambda m: m.setattr(platform, "python_version_tuple", lambda: ("3", "9", "1")),
+        "FAIL", "is not supported", "Use Python 3.10 to 3.13",
+    ),
+    "no torch": (
+        lambda m: without(m, "torch"),
+        "FAIL", "PyTorch cannot be imported", "pytorch.org",
+    ),
+    "torch without CUDA beside a GPU": (
+        lambda m: m.setattr(shutil, "which", lambda name: f"bin/{name}"),
+        "NOTE", "seems to have an NVIDIA GPU", "with CUDA",
+    ),
+    "torchvision": (
+        lambda m: (versions(m, torchvision="0.1"), without(m, "torchvision")),
+        "FAIL", "torchvision 0.1 does not fit PyTorch 2", "pip uninstall torchvision",
+    ),
+    "diffusers": (
+        lambda m: without(m, "diffusers"),
+        "FAIL", "diffusers' video pipeline cannot be imported", "-c constraints.txt",
+    ),
+    "memory": (
+        lambda m: m.setattr(
+            psutil, "virtual_memory", lambda: SimpleNamespace(available=GIB, total=8 * GIB)
+        ),
+        "FAIL", "Only 1.0 of 8.0 GiB", "Close other programs",
+    ),
+    "no GPU": (lambda _: None, "NOTE", "There is no CUDA GPU", "12 GiB"),
+    "small GPU": (lambda m: gpu(m, 6, 6), "NOTE", "6.0 of 6.0 GiB", "--checkpoint pocket"),
+    "busy GPU": (lambda m: gpu(m, 2, 16), "NOTE", "Only 2.0 of 16.0 GiB", "Close other"),
+    "no ffmpeg": (
+        lambda m: ffmpeg(m, "no-such-ffmpeg"),
+        "FAIL", "ffmpeg cannot be run", "pip install --force-reinstall imageio-ffmpeg",
+    ),
+    "another ffmpeg": (
+        lambda m: (m.setenv("IMAGEIO_FFMPEG_EXE", "mine"), ffmpeg(m, "mine")),
+        "FAIL", "ffmpeg cannot be run", "Unset the environment variable IMAGEIO_FFMPEG_EXE",
+    ),
+    "ffmpeg without H.264": (
+        lambda m: m.setattr(subprocess, "run", says(" V..... mpeg4  MPEG-4 part 2")),
+        "FAIL", "cannot write H.264", "imageio-ffmpeg",
+    ),
+    "no widgets": (
+        lambda m: versions(m, ipywidgets=None),
+        "NOTE", "ipywidgets is not installed", "pip install",
+    ),
+    "old widgets": (
+        lambda m: versions(m, ipywidgets="7.7.1"),
+        "NOTE", "ipywidgets 7.7.1 is too old", "pip install",
+    ),
+    "no lab": (
+        lambda m: versions(m, jupyterlab=None),
+        "NOTE", "JupyterLab is not installed", "pip install",
+    ),
+    "disk full": (
+        lambda m: m.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB // 100)),
+        "FAIL", "Only 0.01 GiB are free", "Free some space",
+    ),
+    "no room for SVD-XT": (
+        lambda m: m.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * GIB)),
+        "NOTE", "3.0 GiB are free for downloads", "HF_HOME",
+    ),
+    "checkpoint": (
+        lambda m: m.setenv("SVDNB_CHECKPOINT", "no-such-folder"),
+        "FAIL", "cannot be used", "Use 'auto', 'pocket', 'svd', 'svd-xt'",
+    ),
+    "checkpoint not fetched": (
+        lambda m: m.setenv("SVDNB_CHECKPOINT", "svd-xt"),
+        "NOTE", "not on this machine yet", "hf auth login",
+    ),
+    "something unforeseen": (
+        lambda m: m.setattr(psutil, "virtual_memory", lambda: 1 // 0),
+        "FAIL", "Memory: ", "Install svdnb again",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_trouble_is_named_with_its_remedy(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cause, mark, what, remedy = TROUBLE[trouble]
+    cause(monkeypatch)
+    found = [f for f in doctor.report() if what in f.what]
+    assert [f.mark for f in found] == [mark]
+    assert remedy in found[0].remedy
+
+
+def test_a_healthy_machine_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "[FAIL]" not in said
+    for line in ("Python 3.", "PyTorch 2", "ffmpeg", "writes H.264", "the checkpoint in"):
+        assert any(line in row for row in said.splitlines() if row.startswith("[OK]")), line
+
+
+def test_a_large_gpu_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(monkeypatch, 15, 16)
+    monkeypatch.setattr(checkpoints, "_gpu_memory", lambda: 16 * GIB)
+    lines = [str(finding) for finding in doctor.report()]
+    assert any(line.startswith("[OK]") and "Tesla T4" in line for line in lines)
+    assert "[OK]   15.0 of 16.0 GiB of GPU memory are free" in lines
+
+
+def test_the_exit_code_tells_whether_a_video_can_be_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = [doctor.Finding("OK", "fine"), doctor.Finding("NOTE", "no GPU", "buy one")]
+    monkeypatch.setattr(doctor, "report", lambda: findings)
+    assert main(["doctor"]) == 0
+    findings.append(doctor.Finding("FAIL", "no ffmpeg", "install it"))
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "[FAIL] no ffmpeg\n       install it\n" in said
