@@ -84,7 +84,6 @@ def doctor(_: argparse.Namespace) -> int:
 def animate(options: argparse.Namespace) -> int:
     """Make a video of one picture, and say where it is and which model made it."""
     output = _checked_output(options.output or _default_output(options.picture))
-    svdnb.quiet()
     try:
         checkpoint = svdnb.checkpoint(options.checkpoint)
         size = (options.width or checkpoint.width, options.height or checkpoint.height)
@@ -103,11 +102,12 @@ def animate(options: argparse.Namespace) -> int:
     except Exception as error:
         raise _Stop(_why_not(error, options), GENERATION) from None
     seconds = time.perf_counter() - start
+    model = checkpoint.description.partition(";")[0]  # why it was chosen was said before
     print(
         f"Saved {path.resolve()}\n"
         f"{len(frames)} frames of {size[0]}x{size[1]} pixels at {options.fps} fps: "
         f"{len(frames) / options.fps:.1f} s of video{_enlarged(path, size)}\n"
-        f"Made in {seconds:.0f} s by {checkpoint.description}"
+        f"Made in {seconds:.0f} s by {model}"
     )
     return DONE
 

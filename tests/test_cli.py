@@ -207,9 +207,9 @@ def test_a_generation_that_fails_is_5_and_keeps_the_older_video(
 def test_frames_that_are_no_numbers_are_not_written_as_black(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = type("Output", (), {"frames": np.full((1, 4, 64, 64, 3), np.nan)})
-    monkeypatch.setattr(StableVideoDiffusionPipeline, "__call__", lambda *_, **__: output)
-    code, sentence = fails(["animate"], capsys)
+    broken = torch.full((1, 3, 3, 64, 64), torch.nan)  # batch, channels, frames, height, width
+    monkeypatch.setattr(StableVideoDiffusionPipeline, "decode_latents", lambda *_: broken)
+    code, sentence = fails(["animate", *QUICK], capsys)
     assert code == 5
     assert "NaN" in sentence
 
