@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote, urlparse
 
 import svdnb
+from svdnb.pictures import upright
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,12 +86,14 @@ def animate(options: argparse.Namespace) -> int:
     """Make a video of one picture, and say where it is and which model made it."""
     output = _checked_output(options.output or _default_output(options.picture))
     try:
-        checkpoint = svdnb.checkpoint(options.checkpoint)
-        size = (options.width or checkpoint.width, options.height or checkpoint.height)
-        image = svdnb.load_image(options.picture, size)
-        pipe = checkpoint.load()
+        picture = upright(options.picture)  # before torch, so that a wrong file answers at once
     except svdnb.ImageError as error:
         raise _Stop(str(error), PICTURE) from None
+    try:
+        checkpoint = svdnb.checkpoint(options.checkpoint)
+        size = (options.width or checkpoint.width, options.height or checkpoint.height)
+        image = svdnb.load_image(picture, size)
+        pipe = checkpoint.load()
     except svdnb.CheckpointError as error:
         raise _Stop(str(error), CHECKPOINT) from None
     start = time.perf_counter()

@@ -47,8 +47,15 @@ def load_image(source: Source, size: tuple[int, int] = (1024, 576)) -> Image.Ima
     Raises ImageError for anything that is not a whole, readable picture.
     """
     width, height = _checked(size)
-    picture = _rgb(_opened(source))
-    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    return ImageOps.fit(upright(source), (width, height), Image.Resampling.LANCZOS)
+
+
+def upright(source: Source) -> Image.Image:
+    """The whole picture, upright and in RGB, for those who do not know the size yet.
+
+    Takes what `load_image` takes. Raises ImageError as it does.
+    """
+    return _rgb(_opened(source))
 
 
 def _checked(size: tuple[int, int]) -> tuple[int, int]:

@@ -162,6 +162,45 @@ def test_a_picture_that_cannot_be_read_is_3(here: Path, capsys: pytest.CaptureFi
         assert why in sentence
 
 
+PROGRAM = """
+import sys
+from svdnb.__main__ import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code
+print("code", code, "torch" if "torch" in sys.modules else "light")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["animate", "--help"], 0), (["animate", "gone.jpg", "--checkpoint", "gone"], 3)],
+)
+def test_help_and_a_wrong_picture_answer_without_torch(arguments: list[str], code: int) -> None:
+    """In a process of its own, where nothing has imported torch before."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"code {code} light"
+
+
+def test_a_photo_taken_sideways_is_turned_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Image.Image] = []
+
+    def pretend(self: Any, image: Image.Image, **how: Any) -> Any:
+        asked.append(image)
+        return type("Output", (), {"frames": np.zeros((1, 3, 64, 64, 3))})
+
+    monkeypatch.setattr(StableVideoDiffusionPipeline, "__call__", pretend)
+    photo, exif = svdnb.load_image("coffee", (120, 90)), Image.Exif()
+    exif[0x0112] = 6
+    photo.save("photo.png", exif=exif)
+    assert main(["animate", "photo.png"]) == 0
+    upright = svdnb.load_image(photo.transpose(Image.Transpose.ROTATE_270), (64, 64))
+    assert asked[0].tobytes() == upright.tobytes()
+
+
 def test_a_checkpoint_that_cannot_be_used_is_4(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
