@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-DONE, FAILED, USAGE, PICTURE, CHECKPOINT, GENERATION, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+DONE, USAGE, PICTURE, CHECKPOINT, GENERATION, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 EXIT_CODES = """\
 exit codes:
@@ -70,16 +70,9 @@ def _complain(sentence: str, code: int) -> int:
 
 def doctor(_: argparse.Namespace) -> int:
     """Print what this machine can do, and the remedy for what it cannot."""
-    from svdnb.doctor import report
+    from svdnb.doctor import main
 
-    findings = report()
-    for finding in findings:
-        print(finding)
-    if any(finding.mark == "FAIL" for finding in findings):
-        print("A video cannot be made here yet: see [FAIL] above.")
-        return FAILED
-    print("A video can be made here: python -m svdnb animate")
-    return DONE
+    return main()
 
 
 def animate(options: argparse.Namespace) -> int:

@@ -24,9 +24,9 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. FAIL: no video can be made. NOTE: one can, but something is less."""
+    """One line of the report. FAIL: no video can be made. --: something optional is missing."""
 
-    mark: Literal["OK", "NOTE", "FAIL"]
+    mark: Literal["OK", "--", "FAIL"]
     what: str
     remedy: str = ""
 
@@ -53,6 +53,18 @@ def report() -> list[Finding]:
         "Checkpoint": _checkpoint,
     }
     return [_examined(name, check) for name, check in checks.items()]
+
+
+def main() -> int:
+    """Print the report. Returns 0 if a picture can become a video here, else 1."""
+    findings = report()
+    for finding in findings:
+        print(finding)
+    if any(finding.mark == "FAIL" for finding in findings):
+        print("A video cannot be made here yet: see [FAIL] above.")
+        return 1
+    print("A video can be made here: python -m svdnb animate")
+    return 0
 
 
 def _examined(name: str, check: Callable[[], Finding]) -> Finding:
@@ -82,7 +94,7 @@ def _torch() -> Finding:
     what = f"PyTorch {torch.__version__} on the CPU"
     if shutil.which("nvidia-smi"):
         return Finding(
-            "NOTE",
+            "--",
             f"{what}, though this machine seems to have an NVIDIA GPU.",
             "Install a build of PyTorch with CUDA that fits your driver: see https://pytorch.org",
         )
@@ -133,7 +145,7 @@ def _gpu() -> Finding:
 
     if not torch.cuda.is_available():
         return Finding(
-            "NOTE",
+            "--",
             "There is no CUDA GPU: Pocket SVD runs here, SVD-XT does not.",
             f"For SVD-XT use a GPU with {checkpoints.ROOM_FOR_XT >> 30} GiB, for example on Colab.",
         )
@@ -141,9 +153,9 @@ def _gpu() -> Finding:
     what = f"{free / GIB:.1f} of {total / GIB:.1f} GiB of GPU memory are free"
     if total < checkpoints.ROOM_FOR_XT:
         wanted = f"SVD-XT wants {checkpoints.ROOM_FOR_XT >> 30} GiB."
-        return Finding("NOTE", f"{what}. {wanted}", "Use Pocket SVD: --checkpoint pocket")
+        return Finding("--", f"{what}. {wanted}", "Use Pocket SVD: --checkpoint pocket")
     if free < checkpoints.ROOM_FOR_XT:
-        return Finding("NOTE", f"Only {what}.", "Close other programs and notebooks that use it.")
+        return Finding("--", f"Only {what}.", "Close other programs and notebooks that use it.")
     return Finding("OK", what)
 
 
@@ -168,10 +180,10 @@ def _widgets() -> Finding:
     if not widgets or int(widgets.partition(".")[0]) < 8:
         found = f"ipywidgets {widgets} is too old" if widgets else "ipywidgets is not installed"
         remedy = 'Run: pip install "ipywidgets>=8,<9"'
-        return Finding("NOTE", f"{found}: notebooks run without controls.", remedy)
+        return Finding("--", f"{found}: notebooks run without controls.", remedy)
     if not lab:
         what = f"ipywidgets {widgets}, but JupyterLab is not installed here."
-        return Finding("NOTE", what, 'To open the notebooks: pip install "jupyterlab>=4.2,<5"')
+        return Finding("--", what, 'To open the notebooks: pip install "jupyterlab>=4.2,<5"')
     return Finding("OK", f"ipywidgets {widgets}, JupyterLab {lab}")
 
 
@@ -187,7 +199,7 @@ def _disk() -> Finding:
     there = shutil.disk_usage(existing).free
     if there < DISK_FOR_XT and not _fetched("svd-xt"):
         return Finding(
-            "NOTE",
+            "--",
             f"{there / GIB:.1f} GiB are free for downloads, too few for SVD-XT (4.5 GB).",
             "For SVD-XT, set HF_HOME to a folder on a larger disk.",
         )
@@ -201,7 +213,7 @@ def _checkpoint() -> Finding:
         return Finding("FAIL", "The checkpoint cannot be used.", str(error))
     if found.name in checkpoints.HUB and not _fetched(found.name):
         return Finding(
-            "NOTE",
+            "--",
             f"{found.description}: not on this machine yet.",
             "The first use downloads it. It may ask you to accept the licence on "
             f"https://huggingface.co/{found.path} and to log in: hf auth login",

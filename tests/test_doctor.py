@@ -88,7 +88,7 @@ TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = 
     ),
     "torch without CUDA beside a GPU": (
         lambda m: m.setattr(shutil, "which", lambda name: f"bin/{name}"),
-        "NOTE", "seems to have an NVIDIA GPU", "with CUDA",
+        "--", "seems to have an NVIDIA GPU", "with CUDA",
     ),
     "torchvision": (
         lambda m: (versions(m, torchvision="0.1"), without(m, "torchvision")),
@@ -104,9 +104,9 @@ TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = 
         ),
         "FAIL", "Only 1.0 of 8.0 GiB", "Close other programs",
     ),
-    "no GPU": (lambda _: None, "NOTE", "There is no CUDA GPU", "12 GiB"),
-    "small GPU": (lambda m: gpu(m, 6, 6), "NOTE", "6.0 of 6.0 GiB", "--checkpoint pocket"),
-    "busy GPU": (lambda m: gpu(m, 2, 16), "NOTE", "Only 2.0 of 16.0 GiB", "Close other"),
+    "no GPU": (lambda _: None, "--", "There is no CUDA GPU", "12 GiB"),
+    "small GPU": (lambda m: gpu(m, 6, 6), "--", "6.0 of 6.0 GiB", "--checkpoint pocket"),
+    "busy GPU": (lambda m: gpu(m, 2, 16), "--", "Only 2.0 of 16.0 GiB", "Close other"),
     "no ffmpeg": (
         lambda m: ffmpeg(m, "no-such-ffmpeg"),
         "FAIL", "ffmpeg cannot be run", "pip install --force-reinstall imageio-ffmpeg",
@@ -121,15 +121,15 @@ TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = 
     ),
     "no widgets": (
         lambda m: versions(m, ipywidgets=None),
-        "NOTE", "ipywidgets is not installed", "pip install",
+        "--", "ipywidgets is not installed", "pip install",
     ),
     "old widgets": (
         lambda m: versions(m, ipywidgets="7.7.1"),
-        "NOTE", "ipywidgets 7.7.1 is too old", "pip install",
+        "--", "ipywidgets 7.7.1 is too old", "pip install",
     ),
     "no lab": (
         lambda m: versions(m, jupyterlab=None),
-        "NOTE", "JupyterLab is not installed", "pip install",
+        "--", "JupyterLab is not installed", "pip install",
     ),
     "disk full": (
         lambda m: m.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB // 100)),
@@ -137,7 +137,7 @@ TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = 
     ),
     "no room for SVD-XT": (
         lambda m: m.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * GIB)),
-        "NOTE", "3.0 GiB are free for downloads", "HF_HOME",
+        "--", "3.0 GiB are free for downloads", "HF_HOME",
     ),
     "checkpoint": (
         lambda m: m.setenv("SVDNB_CHECKPOINT", "no-such-folder"),
@@ -145,7 +145,7 @@ TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = 
     ),
     "checkpoint not fetched": (
         lambda m: m.setenv("SVDNB_CHECKPOINT", "svd-xt"),
-        "NOTE", "not on this machine yet", "hf auth login",
+        "--", "not on this machine yet", "hf auth login",
     ),
     "something unforeseen": (
         lambda m: m.setattr(psutil, "virtual_memory", lambda: 1 // 0),
@@ -182,10 +182,11 @@ def test_a_large_gpu_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_exit_code_tells_whether_a_video_can_be_made(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    findings = [doctor.Finding("OK", "fine"), doctor.Finding("NOTE", "no GPU", "buy one")]
+    findings = [doctor.Finding("OK", "fine"), doctor.Finding("--", "no GPU", "buy one")]
     monkeypatch.setattr(doctor, "report", lambda: findings)
     assert main(["doctor"]) == 0
     findings.append(doctor.Finding("FAIL", "no ffmpeg", "install it"))
     assert main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "[FAIL] no ffmpeg\n       install it\n" in said
+    assert "[--]   no GPU\n       buy one\n" in said
