@@ -296,6 +296,8 @@ def _whole(file: Path) -> bool:
             header = json.loads(stream.read(length))
         except ValueError:
             return False
+    if not isinstance(header, dict):
+        return False
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return bool(size == 8 + length + max(ends, default=0))
 
