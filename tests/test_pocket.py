@@ -91,8 +91,17 @@ def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
     assert len(frames) == 2
 
 
+def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    few = ["--minutes", "0", "--pool", "2", "--device", "cpu", "--start", str(WEIGHTS)]
+    for stage in ("unet", "decoder"):
+        train.main([stage, "--run", str(tmp_path), *few])
+    train.main(["export", "--run", str(tmp_path), "--out", str(tmp_path / "weights")])
+    for file in WEIGHTS.rglob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "weights" / file.relative_to(WEIGHTS)).read_bytes()
+
+
 def test_a_stage_out_of_order_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="train that stage first"):
+    with pytest.raises(SystemExit, match="comes first"):
         train.main(["unet", "--run", str(tmp_path)])
 
 

@@ -36,6 +36,7 @@ from diffusers import (
     UNetSpatioTemporalConditionModel,
 )
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -346,19 +347,25 @@ class Run:
         self.file.with_suffix(".new").replace(self.file)
 
 
-def average_of(file: Path, part: str, device: str) -> dict[str, Tensor]:
-    """The averaged weights of one part of an earlier stage."""
-    if not file.exists():
-        raise SystemExit(f"{file} is missing: train that stage first.")
-    state: dict[str, dict[str, Tensor]] = torch.load(file, map_location=device, weights_only=True)[
-        "average"
-    ]
-    return state[part]
+def weights_of(part: str, args: argparse.Namespace, *stages: str) -> dict[str, Tensor]:
+    """A part's averaged weights from the first of `stages` that was trained, or from --start."""
+    for stage in stages:
+        file = args.run / f"{stage}.pt"
+        if file.exists():
+            state = torch.load(file, map_location=args.device, weights_only=True)
+            averaged: dict[str, Tensor] = state["average"][part]
+            return averaged
+    if args.start:
+        (file,) = (args.start / part).glob("*.safetensors")
+        return {name: value.float() for name, value in load_file(file).items()}
+    raise SystemExit(f"Stage {stages[-1]!r} comes first: train it, or --start from a checkpoint.")
 
 
 def train_vae(args: argparse.Namespace) -> None:
     """Single pictures through a small bottleneck: squared error and a little KL."""
     vae = build_vae().to(args.device)
+    if args.start:
+        vae.load_state_dict(weights_of("vae", args))
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_("temporal" not in name and "time_" not in name)
     run = Run(args.run / "vae.pt", {"vae": vae}, rate=2e-3, args=args)
@@ -391,7 +398,7 @@ def train_vae(args: argparse.Namespace) -> None:
 def train_decoder(args: argparse.Namespace) -> None:
     """Clips through the finished encoder: the decoder's temporal layers learn to work."""
     vae = build_vae().to(args.device)
-    vae.load_state_dict(average_of(args.run / "vae.pt", "vae", args.device))
+    vae.load_state_dict(weights_of("vae", args, "vae"))
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     convolve_time_in_2d(vae)
@@ -425,8 +432,11 @@ def train_unet(args: argparse.Namespace) -> None:
     """UNet and image encoder learn to remove noise from clips, given their first picture."""
     device = args.device
     vae = build_vae().to(device).eval().requires_grad_(False)
-    vae.load_state_dict(average_of(args.run / "vae.pt", "vae", device))
+    vae.load_state_dict(weights_of("vae", args, "vae"))
     unet, image_encoder = build_unet().to(device), build_image_encoder().to(device)
+    if args.start:
+        unet.load_state_dict(weights_of("unet", args))
+        image_encoder.load_state_dict(weights_of("image_encoder", args))
     unet.set_attn_processor(
         {n: OneTokenAttention() if "attn2" in n else p for n, p in unet.attn_processors.items()}
     )
@@ -446,7 +456,7 @@ def train_unet(args: argparse.Namespace) -> None:
         return drawn[0], latents.half(), bucket, fps
 
     pool = Pool(encoded_clip, first=args.pool, most=20000, fresh=args.fresh)
-    scale = latent_scale(args.run, (latents for _, latents, _, _ in pool.items))
+    scale = latent_scale(args, (latents for _, latents, _, _ in pool.items))
     for _ in run.steps():
         drawn, clips, buckets, fps = zip(*pool.draw(args.batch, run.rng), strict=True)
         pictures = to_tensor(np.stack(drawn)).to(device)
@@ -485,24 +495,26 @@ def train_unet(args: argparse.Namespace) -> None:
         run.update(weighted.mean(), {"loss": weighted.mean().item()})
 
 
-def latent_scale(run: Path, sample: Iterable[Tensor]) -> float:
-    """The factor that gives latents a standard deviation of 1: measured once, kept in `run`."""
-    file = run / "latent_scale.json"
+def latent_scale(args: argparse.Namespace, sample: Iterable[Tensor]) -> float:
+    """The factor that gives latents a standard deviation of 1: measured once, then kept."""
+    file = args.run / "latent_scale.json"
     if not file.exists():
-        file.write_text(f"{1 / torch.stack(list(sample)).float().std().item():.3g}\n")
+        if args.start:
+            config = json.loads((args.start / "vae" / "config.json").read_text())
+            scale = config["scaling_factor"]
+        else:
+            scale = 1 / torch.stack(list(sample)).float().std().item()
+        file.write_text(f"{scale:.3g}\n")
     return float(file.read_text())
 
 
 def export(args: argparse.Namespace) -> None:
     """Write the averaged weights as an fp16 pipeline folder, and the training curve beside it."""
     vae, unet, image_encoder = build_vae(), build_unet(), build_image_encoder()
-    finished = args.run / "decoder.pt"
-    vae.load_state_dict(
-        average_of(finished if finished.exists() else args.run / "vae.pt", "vae", "cpu")
-    )
-    unet.load_state_dict(average_of(args.run / "unet.pt", "unet", "cpu"))
-    image_encoder.load_state_dict(average_of(args.run / "unet.pt", "image_encoder", "cpu"))
-    vae.register_to_config(scaling_factor=latent_scale(args.run, []))
+    vae.load_state_dict(weights_of("vae", args, "decoder", "vae"))
+    unet.load_state_dict(weights_of("unet", args, "unet"))
+    image_encoder.load_state_dict(weights_of("image_encoder", args, "unet"))
+    vae.register_to_config(scaling_factor=latent_scale(args, []))
     pipeline = StableVideoDiffusionPipeline(
         vae, image_encoder, unet, build_scheduler(), CLIPImageProcessor()
     )
@@ -526,6 +538,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/pocket"), help="where state is kept")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/pocket/weights"), help="where export writes"
+    )
+    parser.add_argument(
+        "--start", type=Path, help="a checkpoint folder to go on from, where a stage has no state"
     )
     parser.add_argument("--minutes", type=float, default=20, help="time budget of the whole stage")
     parser.add_argument("--piece", type=float, default=math.inf, help="stop after so many minutes")
