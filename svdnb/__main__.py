@@ -130,6 +130,7 @@ def _frames(
             height=image.height,
             num_frames=options.num_frames or checkpoint.num_frames,
             num_inference_steps=steps,
+            max_guidance_scale=checkpoint.max_guidance_scale,
             motion_bucket_id=options.motion_bucket_id,
             fps=options.fps,
             noise_aug_strength=options.noise_aug_strength,
