@@ -7,6 +7,8 @@ Stages, in order; each resumes where it stopped and runs in pieces as long as yo
     decoder  the decoder learns to carry clips, the encoder stays as it is
     export   writes the checkpoint in diffusers' folder layout, fp16
 
+Training needs torch 2.9 or newer, which brings the optimizer Muon.
+
 The UNet's objective is that of SVD: EDM preconditioning with v-prediction
 (Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022;
 Blattmann et al., "Stable Video Diffusion", 2023, appendix D).
