@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import miniature
 import numpy as np
 import pytest
 import torch
@@ -135,17 +136,7 @@ def test_the_recipes_short_cuts_are_exact() -> None:
 
 def test_the_checkpoint_is_small_and_has_the_hubs_layout() -> None:
     files = {f.relative_to(WEIGHTS).as_posix(): f for f in WEIGHTS.rglob("*") if f.is_file()}
-    assert set(files) == {
-        "model_index.json",
-        "feature_extractor/preprocessor_config.json",
-        "image_encoder/config.json",
-        "image_encoder/model.fp16.safetensors",
-        "scheduler/scheduler_config.json",
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "vae/config.json",
-        "vae/diffusion_pytorch_model.fp16.safetensors",
-    }
+    assert set(files) == miniature.FILES
     assert sum(f.stat().st_size for f in files.values()) <= 24e6
     index = json.loads(files["model_index.json"].read_text())
     assert {k: v[1] for k, v in index.items() if isinstance(v, list)} == {
