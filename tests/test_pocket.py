@@ -119,12 +119,7 @@ def test_the_recipes_short_cuts_are_exact() -> None:
     )
     with torch.no_grad():
         full = unet(*inputs).sample
-        unet.set_attn_processor(
-            {
-                n: train.OneTokenAttention() if "attn2" in n else p
-                for n, p in unet.attn_processors.items()
-            }
-        )
+        train.fold_cross_attention(unet)
         train.convolve_time_in_2d(unet)
         folded = unet(*inputs).sample
     assert full.std() > 1e-3

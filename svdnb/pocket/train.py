@@ -135,6 +135,13 @@ class OneTokenAttention:
         return value.expand(-1, hidden_states.shape[1], -1)
 
 
+def fold_cross_attention(unet: UNetSpatioTemporalConditionModel) -> None:
+    """Let every cross-attention answer with its one token, without queries and keys."""
+    unet.set_attn_processor(
+        {n: OneTokenAttention() if "attn2" in n else p for n, p in unet.attn_processors.items()}
+    )
+
+
 def convolve_time_in_2d(model: nn.Module) -> None:
     """Compute convolutions over time as (time, pixels) pictures: the same sums, faster on a CPU."""
 
@@ -439,9 +446,7 @@ def train_unet(args: argparse.Namespace) -> None:
     if args.start:
         unet.load_state_dict(weights_of("unet", args))
         image_encoder.load_state_dict(weights_of("image_encoder", args))
-    unet.set_attn_processor(
-        {n: OneTokenAttention() if "attn2" in n else p for n, p in unet.attn_processors.items()}
-    )
+    fold_cross_attention(unet)
     convolve_time_in_2d(unet)
     run = Run(args.run / "unet.pt", {"unet": unet, "image_encoder": image_encoder}, 2e-3, args)
     processor, photos = CLIPImageProcessor(), load_photos()
