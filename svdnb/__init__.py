@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from svdnb.checkpoints import CheckpointError as CheckpointError
     from svdnb.checkpoints import checkpoint as checkpoint
     from svdnb.checkpoints import quiet as quiet
+    from svdnb.controls import studio as studio
     from svdnb.motion import flicker as flicker
     from svdnb.motion import likeness as likeness
     from svdnb.motion import motion_score as motion_score
@@ -33,6 +34,7 @@ _HOME = {
     "CheckpointError": "checkpoints",
     "checkpoint": "checkpoints",
     "quiet": "checkpoints",
+    "studio": "controls",
     "ImageError": "pictures",
     "example_images": "pictures",
     "load_image": "pictures",

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,31 @@ def checkpoint(name: str | os.PathLike[str] = "auto") -> Checkpoint:
     return _from_folder(folder)
 
 
+def checkpoint_of(pipe: StableVideoDiffusionPipeline) -> Checkpoint:
+    """The checkpoint that a pipeline was loaded from; one without a path if it has no origin."""
+    path = str(pipe.config.get("_name_or_path") or "")
+    names = {str(POCKET): "pocket"} | {hub_id: name for name, (hub_id, _) in HUB.items()}
+    if path in names:
+        return checkpoint(names[path])
+    if path and Path(path).is_dir():
+        with suppress(CheckpointError):  # changed since it was loaded
+            return _from_folder(Path(path))
+    width, height = _size(pipe.unet.config, pipe.vae.config)
+    return Checkpoint(
+        name="",
+        path="",
+        variant=None,
+        dtype=pipe.unet.dtype,
+        device=pipe.device.type,
+        width=width,
+        height=height,
+        num_frames=pipe.unet.config.num_frames,
+        num_inference_steps=NATIVE_STEPS,
+        max_guidance_scale=NATIVE_GUIDANCE,
+        description="a pipeline of your own",
+    )
+
+
 def quiet() -> None:
     """Silence what the libraries say each time and nobody can act on; real warnings stay.
 
@@ -206,11 +232,7 @@ def _from_folder(folder: Path) -> Checkpoint:
             raise CheckpointError(_incomplete(folder, f"{part}/ has no configuration"))
     variant = _variant(folder)
     unet, vae = (_json(folder / part / "config.json") for part in ("unet", "vae"))
-    width, height = NATIVE_SIZE
-    # SVD's own UNet says 96, which means nothing for its 1024x576; a pair is meant.
-    if isinstance(unet.get("sample_size"), list):
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        height, width = (side * factor for side in unet["sample_size"])
+    width, height = _size(unet, vae)
     return Checkpoint(
         name=folder.name,
         path=str(folder),
@@ -223,6 +245,16 @@ def _from_folder(folder: Path) -> Checkpoint:
         description=f"the checkpoint in {folder}",
         **_device(),
     )
+
+
+def _size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
+    """(width, height) in pixels that these configurations were trained for."""
+    # SVD's own UNet says 96, which means nothing for its 1024x576; a pair is meant.
+    if not isinstance(unet.get("sample_size"), (list, tuple)):
+        return NATIVE_SIZE
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    height, width = (side * factor for side in unet["sample_size"])
+    return width, height
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -336,3 +336,22 @@ def test_known_noise_is_silent_and_everything_else_is_heard() -> None:
 def test_a_download_keeps_its_progress_bar() -> None:
     svdnb.quiet()
     assert not are_progress_bars_disabled()
+
+
+# --- where a pipeline came from -------------------------------------------------------------------
+
+
+def test_a_pipeline_knows_its_checkpoint(folder: Path) -> None:
+    for wanted in ("pocket", folder):
+        known = svdnb.checkpoint(wanted)
+        assert checkpoints.checkpoint_of(known.load()) == known
+    pipe = svdnb.checkpoint("pocket").load()
+    pipe.register_to_config(_name_or_path=XT)
+    assert checkpoints.checkpoint_of(pipe) == svdnb.checkpoint("svd-xt")
+
+
+def test_a_pipeline_without_an_origin_tells_its_size(tmp_path: Path) -> None:
+    pipe = svdnb.checkpoint("pocket").load()
+    pipe.register_to_config(_name_or_path=str(tmp_path / "gone"))
+    found = checkpoints.checkpoint_of(pipe)
+    assert (found.path, found.width, found.height, found.num_frames) == ("", 112, 64, 14)

@@ -38,9 +38,9 @@ HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "imageio", "image
 # A module imports only from lower floors, so nothing on one floor knows of its neighbours.
 FLOORS = (
     {"errors"},
-    {"pictures", "videos", "motion", "pocket", "pocket.scenes"},
-    {"checkpoints", "pocket.train"},
-    {"check", "doctor", "pocket.report"},
+    {"pictures", "videos", "motion", "preview", "recipe", "pocket", "pocket.scenes"},
+    {"checkpoints", "generation", "gallery", "pocket.train"},
+    {"check", "doctor", "controls", "pocket.report"},
     {"__main__"},
 )
 
