@@ -7,7 +7,7 @@ An exercise that still holds its `...` is no error: the check then says that it 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, TypeAlias
@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 
 from svdnb.errors import Explained
+from svdnb.motion import likeness as _likeness
+from svdnb.motion import motion_score
 
 if TYPE_CHECKING:
     from svdnb.checkpoints import Checkpoint
@@ -102,6 +104,118 @@ def lasts(path: str | os.PathLike[str] | EllipsisType, seconds: float) -> None:
             "Seconds are frames divided by frames per second: which of the two can you change?"
         )
     print(f"[OK] The video plays for {found:.1f} s.")
+
+
+def reaches(
+    frames: Frames | EllipsisType, image: Image.Image, motion: float, likeness: float
+) -> None:
+    """Does the video move by `motion` px/frame, its first frame within `likeness` dB of `image`?"""
+    if _waiting(frames):
+        return
+    moved, close = _figures(_video(frames), image)
+    if moved < motion:
+        raise NotYet(
+            f"Expected {motion:.2f} px/frame or more, got {moved:.2f}. "
+            "In the plots above, which way does each number move the motion?"
+        )
+    if close < likeness:
+        raise NotYet(
+            f"It moves enough, but its first frame has {close:.1f} dB, and {likeness:.1f} were "
+            "expected. Which of the three numbers costs likeness?"
+        )
+    print(f"[OK] {moved:.2f} px/frame, and the first frame keeps {close:.1f} dB.")
+
+
+def mystery(animate: Callable[..., list[Image.Image]]) -> list[Image.Image]:
+    """A clip with settings that nobody tells: `animate(**settings)` makes it."""
+    return animate(**_MYSTERY)
+
+
+def explains(
+    settings: Mapping[str, float] | EllipsisType,
+    clip: Frames,
+    animate: Callable[..., list[Image.Image]],
+    image: Image.Image,
+) -> None:
+    """Do these settings make a clip that measures like `clip`: motion and likeness of frame 1?"""
+    if _waiting(settings):
+        return
+    assert not isinstance(settings, EllipsisType)
+    names = ", ".join(_MICRO_CONDITIONING)
+    if not isinstance(settings, Mapping) or not set(settings) <= set(_MICRO_CONDITIONING):
+        raise NotYet(
+            f"Expected a dictionary with some of {names}, got {settings!r}. "
+            'It reads {"name": number}, as in a call of animate.'
+        )
+    (wanted, near), (moved, close) = (
+        _figures(video, image) for video in (clip, animate(**settings))
+    )
+    if abs(close - near) > 1:
+        more = "more" if close > near else "less"
+        raise NotYet(
+            f"Expected a first frame with {near:.1f} dB, yours has {close:.1f}: it is {more} like "
+            "the picture than the mystery. Which number ties a video to its picture?"
+        )
+    if not 0.8 * wanted <= moved <= 1.25 * wanted:
+        more = "more" if moved > wanted else "less"
+        raise NotYet(
+            f"The likeness fits. Expected {wanted:.2f} px/frame, yours moves {more}: {moved:.2f}. "
+            "Which numbers change the motion and leave the likeness alone?"
+        )
+    print(f"[OK] {moved:.2f} px/frame and {close:.1f} dB: that explains the clip.")
+
+
+def loops(frames: Frames | EllipsisType, fps: float, seconds: float, motion: float) -> None:
+    """Can the frames play for ever: long enough, calmer than `motion` px/frame, without a jump?"""
+    if _waiting(frames):
+        return
+    video = _video(frames)
+    if len(video) < fps * seconds:
+        raise NotYet(
+            f"Expected {seconds:g} s at {fps:g} frames a second, got {len(video) / fps:.1f} s. "
+            "How could the same frames be shown twice without being seen twice?"
+        )
+    pixels = _pixels(video)
+    # All round the loop: the last step leads from the last frame back to the first.
+    steps = np.abs(np.roll(pixels, -1, axis=0) - pixels).mean(axis=(1, 2, 3))
+    usual = float(np.median(steps))
+    if usual < 0.05:
+        raise NotYet("Nothing moves at all. Which frames did you put into the list?")
+    if steps.max() > 3 * usual:
+        number = int(steps.argmax()) + 1
+        raise NotYet(
+            f"Between frame {number} and frame {number % len(video) + 1} the picture changes by "
+            f"{steps.max():.1f} levels of 255, usually by {usual:.1f}: that is a jump. "
+            "Where must the last frame lie to be the first one's neighbour?"
+        )
+    moved = motion_score(video)
+    if moved >= motion:
+        raise NotYet(
+            f"Expected less than {motion:.2f} px/frame, got {moved:.2f}. "
+            "Which number tells the model that little time passes between two frames?"
+        )
+    print(f"[OK] {len(video) / fps:.1f} s without an end, at {moved:.2f} px/frame.")
+
+
+_MICRO_CONDITIONING = ("motion_bucket_id", "fps", "noise_aug_strength")
+_MYSTERY = {"motion_bucket_id": 15, "noise_aug_strength": 0.25}
+
+
+def _video(frames: Frames | EllipsisType) -> Frames:
+    if not _is_frames(frames):
+        raise NotYet(
+            f"Expected a list of PIL pictures, got {type(frames).__name__}. "
+            "`animate(...)` returns one."
+        )
+    assert not isinstance(frames, EllipsisType)
+    if len(frames) < 2:
+        raise NotYet("Expected a video, got a single picture. How many frames does animate make?")
+    return frames
+
+
+def _figures(video: Frames, image: Image.Image) -> tuple[float, float]:
+    """(motion in px/frame, likeness of frame 1 in dB)"""
+    return motion_score(video), _likeness(video, image).first_psnr
 
 
 def _waiting(*answers: object) -> bool:

@@ -13,10 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from svdnb.errors import Explained
+
 Frames: TypeAlias = Sequence[Image.Image] | NDArray[Any]
 
 STILL = 0.1
 """Below so many pixels a frame a place counts as standing still."""
+
+
+class MeasureError(Explained, ValueError):
+    """These frames cannot be measured; the message says what to do next."""
 
 
 class Figure(float):
@@ -51,8 +57,9 @@ class Likeness(NamedTuple):
 def motion_score(video: Frames) -> Figure:
     """Mean length of the optical flow between neighbouring frames, in pixels a frame, from 0 up.
 
-    The flow is TV-L1 (Zach, Pock and Bischof, 2007) as scikit-image computes it. Raises ValueError
-    for fewer than two frames.
+    The flow is TV-L1 (Zach, Pock and Bischof, 2007) as scikit-image computes it.
+
+    Raises MeasureError for fewer than two frames.
     """
     return Figure(float(_flow(_gray(_array(video))).mean()), "px/frame", (0.0, float("inf")))
 
@@ -62,14 +69,14 @@ def flicker(video: Frames, still: NDArray[np.bool_] | None = None) -> Figure:
 
     `still` (height, width) says where that is. Without it, it is wherever the optical flow over the
     whole clip stays below 0.1 pixels a frame on average, and if that is nowhere, the stillest
-    hundredth of the picture. Raises ValueError for fewer than two frames, or an empty `still`.
+    hundredth of the picture. Raises MeasureError for fewer than two frames, or an empty `still`.
     """
     frames = _array(video)
     if still is None:
         speed = _flow(_gray(frames)).mean(axis=0)
         still = speed <= max(STILL, float(np.quantile(speed, 0.01)))
     if still.shape != frames.shape[1:3] or not still.any():
-        raise ValueError(
+        raise MeasureError(
             f"`still` marks no pixel of a {frames.shape[2]}x{frames.shape[1]} video. Pass booleans "
             "of shape (height, width) with at least one True, or leave it out."
         )
@@ -108,9 +115,14 @@ def likeness(video: Frames, picture: Image.Image | NDArray[Any]) -> Likeness:
 
 
 def _array(video: Frames | Sequence[Image.Image | NDArray[Any]]) -> NDArray[np.floating]:
-    frames = np.stack([np.asarray(frame) for frame in video])
+    pictures = [np.asarray(frame) for frame in video]
+    if len({picture.shape for picture in pictures}) != 1:
+        raise MeasureError(
+            "These frames differ in size, or there are none. Pass RGB pictures of one size."
+        )
+    frames = np.stack(pictures)
     if frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(
+        raise MeasureError(
             f"These frames have the shape {frames.shape}. Pass RGB pictures of one size, or an "
             "array of shape (frames, height, width, 3)."
         )
@@ -123,7 +135,7 @@ def _gray(frames: NDArray[np.floating]) -> NDArray[np.floating]:
     from skimage.color import rgb2gray
 
     if len(frames) < 2:
-        raise ValueError("Motion needs at least two frames. Pass a video of two frames or more.")
+        raise MeasureError("Motion needs at least two frames. Pass a video of two frames or more.")
     gray: NDArray[np.floating] = rgb2gray(frames)
     return gray
 

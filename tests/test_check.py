@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from svdnb import check
 from svdnb.videos import save
@@ -66,3 +68,84 @@ def test_a_video_of_the_wrong_length_is_noticed(tmp_path: Path) -> None:
 
 def test_a_hint_shows_no_trace_in_a_notebook() -> None:
     assert check.NotYet("Look again.")._render_traceback_() == ["NotYet: Look again."]
+
+
+# --- micro-conditioning ---------------------------------------------------------------------------
+
+
+def moving(pixels: int, noise: float = 0, frames: int = 8) -> list[Image.Image]:
+    """A texture that glides `pixels` a frame to the right; noise, in levels, hides it."""
+    rng = np.random.default_rng(0)
+    whole = gaussian_filter(rng.random((48, 96, 3)), (2, 2, 0), mode="wrap")
+    whole = (whole - whole.min()) / np.ptp(whole) * 255
+    shifted = [np.roll(whole, pixels * k, axis=1)[:, :64] for k in range(frames)]
+    noisy = [frame + rng.normal(0, noise, frame.shape) for frame in shifted]
+    return [Image.fromarray(frame.clip(0, 255).astype(np.uint8)) for frame in noisy]
+
+
+STILL = moving(0)[0]
+
+
+def animate(motion_bucket_id: int = 100, fps: int = 7, noise_aug_strength: float = 0.0) -> Any:
+    """A model whose numbers do what they say: a pixel a frame for every 50 of the bucket."""
+    return moving(round(motion_bucket_id / 50 * 7 / fps), 100 * noise_aug_strength)
+
+
+def test_open_exercises_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    check.reaches(..., STILL, motion=1, likeness=20)
+    check.explains(..., moving(1), animate, STILL)
+    check.loops(..., fps=7, seconds=3, motion=1)
+    assert capsys.readouterr().out.count("Waiting for you") == 3
+
+
+def test_a_target_is_reached_or_the_hint_says_which_half_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check.reaches(moving(2), STILL, motion=1.5, likeness=30)
+    assert "[OK]" in capsys.readouterr().out
+    with pytest.raises(check.NotYet, match="which way does each number move"):
+        check.reaches(moving(1), STILL, motion=1.5, likeness=30)
+    with pytest.raises(check.NotYet, match="costs likeness"):
+        check.reaches(moving(2, noise=20), STILL, motion=1.5, likeness=30)
+    with pytest.raises(check.NotYet, match="list of PIL pictures"):
+        check.reaches(np.zeros((3, 8, 8, 3)), STILL, motion=1, likeness=1)  # type: ignore[arg-type]
+
+
+def test_a_mystery_is_explained_by_its_figures(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clip = animate(motion_bucket_id=50, noise_aug_strength=0.1)
+    check.explains({"motion_bucket_id": 50, "noise_aug_strength": 0.1}, clip, animate, STILL)
+    check.explains({"fps": 14, "noise_aug_strength": 0.1}, clip, animate, STILL)
+    assert capsys.readouterr().out.count("[OK]") == 2
+    with pytest.raises(check.NotYet, match="ties a video to its picture"):
+        check.explains({"motion_bucket_id": 50}, clip, animate, STILL)
+    with pytest.raises(check.NotYet, match="leave the likeness alone"):
+        check.explains({"noise_aug_strength": 0.1}, clip, animate, STILL)
+    for nonsense in ({"seed": 1}, 127):
+        with pytest.raises(check.NotYet, match="dictionary"):
+            check.explains(nonsense, clip, animate, STILL)  # type: ignore[arg-type]
+
+
+def test_the_mystery_is_no_default() -> None:
+    asked: dict[str, float] = {}
+    check.mystery(lambda **settings: asked.update(settings) or moving(1))
+    defaults = {"motion_bucket_id": 127, "fps": 7, "noise_aug_strength": 0.02}
+    assert all(defaults[name] != value for name, value in asked.items())
+    assert len(asked) == 2
+
+
+def test_a_loop_has_no_seam(capsys: pytest.CaptureFixture[str]) -> None:
+    there = moving(1, frames=14)
+    check.loops(there + there[-2:0:-1], fps=7, seconds=3, motion=2)
+    assert "[OK] 3.7 s" in capsys.readouterr().out
+    with pytest.raises(check.NotYet, match="shown twice"):
+        check.loops(there, fps=7, seconds=3, motion=2)
+    with pytest.raises(check.NotYet, match="that is a jump"):
+        check.loops(there + there, fps=7, seconds=3, motion=2)
+    with pytest.raises(check.NotYet, match="little time passes"):
+        check.loops(there + there[-2:0:-1], fps=7, seconds=3, motion=0.5)
+    with pytest.raises(check.NotYet, match="Nothing moves"):
+        check.loops(moving(0, frames=26), fps=7, seconds=3, motion=2)
+    with pytest.raises(check.NotYet, match="single picture"):
+        check.loops(there[:1], fps=7, seconds=3, motion=2)

@@ -81,7 +81,43 @@ def test_figures_tell_their_unit_and_range() -> None:
     assert score.range == (0, float("inf"))
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(8, 40), st.integers(8, 40), st.booleans(), st.integers(0, 99))
+def test_any_size_and_type_is_measured(
+    height: int, width: int, as_pictures: bool, seed: int
+) -> None:
+    whole = (texture(seed)[:height, :width] * 255).astype(np.uint8)
+    still = [whole] * 3
+    clip = [Image.fromarray(frame) for frame in still] if as_pictures else np.stack(still)
+    assert motion_score(clip) == 0
+    assert flicker(clip) == 0
+    assert likeness(clip, Image.fromarray(whole)).clip_ssim == pytest.approx(1)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 99), st.floats(1, 4))
+def test_more_noise_is_more_flicker(seed: int, levels: float) -> None:
+    clip, noise = shifted(0), np.random.default_rng(seed).normal(0, 1 / 255, (4, 64, 64, 3))
+    still = np.ones((64, 64), bool)
+    little, much = (np.clip(clip + share * levels * noise, 0, 1) for share in (0.5, 1))
+    assert 0 < flicker(little, still) < flicker(much, still)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 99))
+def test_noise_costs_likeness(seed: int) -> None:
+    clip = shifted(0)
+    noise = np.random.default_rng(seed).normal(0, 0.05, clip.shape)
+    close, far = (likeness(np.clip(clip + share * noise, 0, 1), clip[0]) for share in (0.5, 1))
+    assert close.first_psnr > far.first_psnr
+    assert close.clip_ssim > far.clip_ssim
+
+
 def test_unusable_input_is_explained() -> None:
+    with pytest.raises(ValueError, match="differ in size"):
+        motion_score([np.zeros((8, 8, 3)), np.zeros((9, 8, 3))])
+    with pytest.raises(ValueError, match="there are none"):
+        motion_score([])
     with pytest.raises(ValueError, match="two frames"):
         motion_score(shifted(0, frames=1))
     with pytest.raises(ValueError, match="shape"):
