@@ -33,7 +33,7 @@ demo: $(VENV)/demo.done
 	$(PY) -m svdnb animate $(if $(IMAGE),"$$IMAGE") $(if $(OUT),-o "$$OUT")
 
 test: $(VENV)/test.done
-	$(TESTING) $(PY) -m pytest -q tests
+	$(TESTING) $(PY) -m pytest -q -rs tests
 	$(TESTING) $(PY) -m pytest -q $(NBVAL) notebooks
 
 lab: $(VENV)/lab.done

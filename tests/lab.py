@@ -85,7 +85,13 @@ def run_all(page: Page, address: str) -> None:
     page.wait_for_function(
         "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=PATIENCE
     )
-    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells').then(() => null)")
+    page.evaluate(
+        """() => {
+            const running = jupyterapp.commands.execute("notebook:run-all-cells");
+            running.then(() => (window.allCellsRan = true));
+        }"""
+    )
+    page.wait_for_function("window.allCellsRan", timeout=5 * PATIENCE)
 
 
 def run_in_kernel(page: Page, code: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -42,9 +43,16 @@ def run_notebook_until_it_claims(number: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     matplotlib.use("Agg")
     monkeypatch.setattr(checkpoints, "POCKET_STEPS", 2)
+    monkeypatch.chdir(tmp_path)  # the notebook writes its videos where it runs
+
+
+@pytest.mark.parametrize("number", CLAIMS)
+def test_with_them_it_holds_with_two_steps_as_well(number: str) -> None:
+    """Or else the failures below would say nothing about the three numbers."""
+    run_notebook_until_it_claims(number)
 
 
 @pytest.mark.parametrize("number", ["motion_bucket_id", "fps"])
