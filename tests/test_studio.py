@@ -308,8 +308,11 @@ def test_a_chunk_is_never_larger_than_the_video(panel: Studio) -> None:
 
 def test_use_these_settings(panel: Studio) -> None:
     panel.example.value = "rocket"
-    card = make(panel, motion_bucket_id=9, fps=20, noise_aug_strength=0.2, seed=3, num_frames=5)
-    panel.example.value = "boat"
+    card = make(
+        panel, motion_bucket_id=9, fps=20, noise_aug_strength=0.2, seed=3, num_frames=5,
+        guidance=(1.5, 2.0),
+    )  # fmt: skip
+    panel.example.value, panel.guidance.value = "boat", (1.0, 1.0)
     make(panel, motion_bucket_id=99, fps=5, noise_aug_strength=0.0, seed=4, num_frames=3)
     card.reuse_button.click()
     assert panel.recipe() == card.recipe

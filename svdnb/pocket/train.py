@@ -484,7 +484,7 @@ def train_unet(args: argparse.Namespace) -> None:
         ).to(device)
 
         sigma = (
-            torch.exp(torch.randn(count, device=device) * 1.6 + 0.7)
+            torch.exp(torch.randn(count, device=device) * 1.6 + 1.0)
             .clamp(0.002, 80)
             .view(-1, 1, 1, 1, 1)
         )
