@@ -167,7 +167,10 @@ def explains(
 
 
 def loops(frames: Frames | EllipsisType, fps: float, seconds: float, motion: float) -> None:
-    """Can the frames play for ever: long enough, calmer than `motion` px/frame, without a jump?"""
+    """Can the frames play for ever: long enough, clearly calmer than `motion`, without a jump?
+
+    motion is in px/frame; a fifth less is clear.
+    """
     if _waiting(frames):
         return
     video = _video(frames)
@@ -190,9 +193,11 @@ def loops(frames: Frames | EllipsisType, fps: float, seconds: float, motion: flo
             "Where must the last frame lie to be the first one's neighbour?"
         )
     moved = motion_score(video)
-    if moved >= motion:
+    # Optical flow finds a bit less motion backwards: there and back alone gains some hundredths.
+    if moved > 0.8 * motion:
         raise NotYet(
-            f"Expected less than {motion:.2f} px/frame, got {moved:.2f}. "
+            f"Expected at most {0.8 * motion:.2f} px/frame, a fifth below {motion:.2f}; "
+            f"got {moved:.2f}. "
             "Which number tells the model that little time passes between two frames?"
         )
     print(f"[OK] {len(video) / fps:.1f} s without an end, at {moved:.2f} px/frame.")

@@ -144,7 +144,7 @@ def test_a_loop_has_no_seam(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(check.NotYet, match="that is a jump"):
         check.loops(there + there, fps=7, seconds=3, motion=2)
     with pytest.raises(check.NotYet, match="little time passes"):
-        check.loops(there + there[-2:0:-1], fps=7, seconds=3, motion=0.5)
+        check.loops(there + there[-2:0:-1], fps=7, seconds=3, motion=1.05)
     with pytest.raises(check.NotYet, match="Nothing moves"):
         check.loops(moving(0, frames=26), fps=7, seconds=3, motion=2)
     with pytest.raises(check.NotYet, match="single picture"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ CLAIMS = {
 }
 
 
+def only_the_ends(sweep: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda name, values, measure: sweep(name, (values[0], values[-1]), measure)
+
+
 def run_notebook_until_it_claims(number: str) -> None:
     """Every code cell in its order, up to that assertion, without what is about the other numbers.
 
-    One seed in place of three: broken conditioning needs no statistics.
+    One seed, and of each sweep its two ends: broken conditioning needs no statistics.
     """
     (notebook,) = (path for path in style.LESSONS if path.stem == "04_micro_conditioning")
     others = [text for name, text in CLAIMS.items() if name != number]
@@ -35,8 +40,10 @@ def run_notebook_until_it_claims(number: str) -> None:
             break
         if any(text in cell.source for text in others):
             continue
-        source = cell.source.replace("seeds = (1, 2, 3)", "seeds = (1,)")
-        exec(TransformerManager().transform_cell(source), names)
+        exec(TransformerManager().transform_cell(cell.source), names)
+        if "def sweep" in cell.source:
+            names["seeds"] = (1,)
+            names["sweep"] = only_the_ends(names["sweep"])
         if CLAIMS[number] in cell.source:
             return
     raise LookupError(f"no cell says {CLAIMS[number]!r}")
