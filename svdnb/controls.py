@@ -19,11 +19,11 @@ from IPython.display import HTML
 from PIL import Image
 
 from svdnb.checkpoints import HUB, checkpoint_of
-from svdnb.gallery import Card, button, line
+from svdnb.gallery import Card, Start, button, line
 from svdnb.generation import Generation, Progress
 from svdnb.pictures import ImageError, example_images, load_image
 from svdnb.recipe import PLAYED_FPS, TRAINED_FPS, TRAINED_NOISE, Recipe
-from svdnb.videos import compare
+from svdnb.videos import VideoError, compare
 
 if TYPE_CHECKING:
     from diffusers import StableVideoDiffusionPipeline
@@ -67,8 +67,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.folder, self._pipe = folder, pipe
         self._checkpoint = checkpoint_of(pipe)
         self._size = (self._checkpoint.width, self._checkpoint.height)
-        self._picture: Image.Image | None = None
-        self._source = ""
+        self._start: Start | None = None
         self._generation: Generation | None = None
         self._running, self._made = False, 0
         # Clicks arrive in the kernel's main thread, the end of a generation in its own.
@@ -99,15 +98,14 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def generate(self) -> None:
         """Start a video with the settings on show; nothing happens while one is in the making."""
         with self._lock:
-            if self._pipe is None or self._running or self._picture is None:
+            if self._pipe is None or self._running or self._start is None:
                 return
-            recipe, picture = self.recipe(), self._picture
-            source = (self._source, self.kind.value == EXAMPLE)
+            start = self._start
 
             def watch(progress: Progress) -> None:
-                self._on_progress(progress, generation, recipe, picture, source)
+                self._on_progress(progress, generation, start)
 
-            generation = Generation(self._pipe, picture, recipe, watch)
+            generation = Generation(self._pipe, start.picture, self.recipe(), watch)
             self._generation, self._running = generation, True
             self._refresh_buttons()
             generation.start()
@@ -147,11 +145,11 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             for name in SLIDERS:
                 getattr(self, name).value = getattr(recipe, name)
             self.guidance.value = (recipe.min_guidance_scale, recipe.max_guidance_scale)
-            if card.is_example:
-                self.kind.value, self.example.value = EXAMPLE, card.source
+            if card.start.is_example:
+                self.kind.value, self.example.value = EXAMPLE, card.start.source
             else:
                 self.kind.value = None
-                self._take(card.picture, card.source)
+                self._take(card.start)
 
     def close(self) -> None:
         """Stop what is running, and let go of the pipeline and of all videos."""
@@ -265,26 +263,31 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         _show_if(kind == FRAME and bool(self.cards), self.video, self.frame)
         try:
             if kind == EXAMPLE:
-                self._take(load_image(self.example.value, self._size), self.example.value)
+                name = self.example.value
+                self._take(Start(load_image(name, self._size), name, is_example=True))
             elif kind == UPLOAD:
-                self._take(load_image(self.upload.value, self._size), "upload")
+                picture = load_image(self.upload.value, self._size)
+                self._take(Start(picture, "upload", is_example=False))
             elif kind == FRAME:
                 self._take_frame()
         except ImageError as error:
-            self._take(None, "", str(error))
+            self._take(None, str(error))
 
     def _take_frame(self) -> None:
         card = next((card for card in self.cards if card.number == self.video.value), None)
         if card is None:
-            self._take(None, "", "There is no video yet. Generate one first, then go on from it.")
+            self._take(None, "There is no video yet. Generate one first, then go on from it.")
         else:
             number = self.frame.value
-            self._take(card.frames[number - 1], f"frame {number} of video {card.number}")
+            source = f"frame {number} of video {card.number}"
+            self._take(Start(card.frames[number - 1], source, is_example=False))
 
-    def _take(self, picture: Image.Image | None, source: str, problem: str = "") -> None:
-        self._picture, self._source = picture, source
+    def _take(self, start: Start | None, problem: str = "") -> None:
+        self._start = start
         self.picture_message.value = line(problem, "alert") if problem else ""
-        self.picture_view.value = _images([picture], f"The picture: {source}") if picture else ""
+        self.picture_view.value = (
+            _images([start.picture], f"The picture: {start.source}") if start else ""
+        )
         self._refresh_buttons()
 
     def _on_video(self, change: Any = None) -> None:
@@ -304,6 +307,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         if not slow <= recipe.fps <= fast:
             remarks.append(f"fps {recipe.fps} is outside of what training saw: {slow} to {fast}.")
         low, high = TRAINED_NOISE
+        # The pipeline's default of 0.02 lies a hair below, and needs no remark.
         if not 0.9 * low <= recipe.noise_aug_strength <= high:
             remarks.append(
                 f"Noise strength {recipe.noise_aug_strength:g} is rare or unknown in training: "
@@ -325,51 +329,43 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.stop()
         self.status.value = line("Stopping at the end of this step ...", "status")
 
-    def _on_progress(
-        self,
-        progress: Progress,
-        generation: Generation,
-        recipe: Recipe,
-        picture: Image.Image,
-        source: tuple[str, bool],
-    ) -> None:
+    def _on_progress(self, progress: Progress, generation: Generation, start: Start) -> None:
         self.bar.value = progress.step / progress.steps
         self.status.value = line(_in_words(progress, generation.error), _role(progress))
         if progress.stage in ("done", "stopped", "failed"):
-            self._finish(generation.frames, recipe, picture, source)
+            self._finish(generation, start)
         elif progress.preview:
             text = f"Rough preview after step {progress.step}: frames from first to last"
             self.preview.value = _images(progress.preview, text)
 
-    def _finish(
-        self,
-        frames: list[Image.Image],
-        recipe: Recipe,
-        picture: Image.Image,
-        source: tuple[str, bool],
-    ) -> None:
+    def _finish(self, generation: Generation, start: Start) -> None:
         with self._lock:
             self._running = False
             self.preview.value = ""
             self._refresh_buttons()
-            if not frames or self._pipe is None:
+            if not generation.frames or self._pipe is None:
                 return
-            self._made += 1
-            card = Card(
-                number=self._made,
-                frames=frames,
-                picture=picture,
-                source=source[0],
-                is_example=source[1],
-                recipe=recipe,
-                checkpoint=self._checkpoint_name(),
-                folder=self.folder,
-                reuse=self.use,
-                remove=self._on_remove,
-            )
+            try:
+                card = self._card(generation, start)
+            except VideoError as error:
+                self.status.value = line(f"Made, but it cannot be shown: {error}", "alert")
+                return
             self.cards.insert(0, card)
             self._refresh_cards()
         card.measure()
+
+    def _card(self, generation: Generation, start: Start) -> Card:
+        self._made += 1
+        return Card(
+            number=self._made,
+            frames=generation.frames,
+            start=start,
+            recipe=generation.recipe,
+            checkpoint=self._checkpoint_name(),
+            folder=self.folder,
+            reuse=self.use,
+            remove=self._on_remove,
+        )
 
     def _checkpoint_name(self) -> str | None:
         """What `svdnb.checkpoint` takes to find this checkpoint on any machine that has it."""
@@ -395,13 +391,13 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             return
         self.comparison_message.value = ""
         self.comparison.append_display_data(
-            compare({card.title: card.frames for card in (one, two)}, PLAYED_FPS)
+            compare({f"{c.label}, {c.settings}": c.frames for c in (one, two)}, PLAYED_FPS)
         )
 
     # --- showing ----------------------------------------------------------------------------------
 
     def _refresh_buttons(self) -> None:
-        self.generate_button.disabled = self._running or self._picture is None
+        self.generate_button.disabled = self._running or self._start is None
         self.stop_button.disabled = not self._running
 
     def _refresh_cards(self) -> None:

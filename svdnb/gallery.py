@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -22,34 +23,38 @@ MEASURED_WIDTH = 256
 """Wider videos are measured at this width, in pixels: optical flow is slow."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """The picture that a video starts from, and its source: an example's name, or words."""
+
+    picture: Image.Image
+    source: str
+    is_example: bool
+
+
 class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     """A video, what it was made of, and what can be done with it.
 
-    source says where the picture comes from: the name of an example, or words. checkpoint is what
-    `svdnb.checkpoint` takes, None where nobody knows. Files go to `folder`, which is made when it
-    is needed; none is ever overwritten.
+    checkpoint is what `svdnb.checkpoint` takes, None where nobody knows. Files go to `folder`,
+    which is made when it is needed; none is ever overwritten. Raises VideoError for frames that
+    cannot be shown.
     """
 
     def __init__(
         self,
         number: int,
         frames: list[Image.Image],
-        picture: Image.Image,
-        source: str,
+        start: Start,
         recipe: Recipe,
         checkpoint: str | None,
-        is_example: bool,
         folder: Path,
         reuse: Callable[[Card], None],
         remove: Callable[[Card], None],
     ) -> None:
-        self.number, self.frames, self.recipe = number, frames, recipe
-        self.picture, self.source, self.is_example = picture, source, is_example
+        self.number, self.frames, self.start, self.recipe = number, frames, start, recipe
         self._checkpoint, self._folder = checkpoint, folder
         self.player = widgets.Output()
-        self.player.append_display_data(
-            show(frames, PLAYED_FPS, label=f"{source}, {recipe.summary()}")
-        )
+        self.player.append_display_data(show(frames, PLAYED_FPS, label=self.settings))
         self.measured, self.message = widgets.HTML(line("Measuring ...")), widgets.HTML()
         self.code_view = widgets.HTML()
         self.save_button = button("Save mp4", lambda _: self.save(), self.label)
@@ -76,8 +81,8 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         return f"Video {self.number}"
 
     @property
-    def title(self) -> str:
-        return f"{self.label}, {self.source}, {self.recipe.summary()}"
+    def settings(self) -> str:
+        return f"{self.start.source}, {self.recipe.summary()}"
 
     def measure(self) -> None:
         """Work out how much the video moved, and how close it stayed to its picture."""
@@ -85,7 +90,7 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         shrunk = max(1.0, width / MEASURED_WIDTH)
         size = (round(width / shrunk), round(height / shrunk))
         frames = [frame.resize(size, Image.Resampling.BOX) for frame in self.frames]
-        close = likeness(frames, self.picture)
+        close = likeness(frames, self.start.picture)
         self.measured.value = line(
             f"Motion {motion_score(frames) * shrunk:.2f} px/frame. Likeness to the picture: "
             f"first frame {close.first_psnr}, whole video {close.clip_psnr}."
@@ -93,14 +98,14 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def code(self) -> str:
         """Python that makes this video again. A picture of your own is stored beside it first."""
-        picture = self.source if self.is_example else self._store_picture().as_posix()
+        picture = self.start.source if self.start.is_example else self._store_picture().as_posix()
         return self.recipe.code(self._checkpoint, picture)
 
     def save(self) -> None:
         """Write the mp4, and beside it the code that made it."""
         stem = "-".join(
             [
-                re.sub(r"\W+", "-", self.source).strip("-").lower(),
+                re.sub(r"\W+", "-", self.start.source).strip("-").lower(),
                 f"bucket{self.recipe.motion_bucket_id}",
                 f"fps{self.recipe.fps}",
                 f"noise{self.recipe.noise_aug_strength:g}",
@@ -141,8 +146,8 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def _store_picture(self) -> Path:
         """The very pixels, under a name that depends on nothing else."""
         buffer = BytesIO()
-        self.picture.save(buffer, "PNG")
-        name = hashlib.sha256(self.picture.tobytes()).hexdigest()[:8]
+        self.start.picture.save(buffer, "PNG")
+        name = hashlib.sha256(self.start.picture.tobytes()).hexdigest()[:8]
         path = self._folder / f"picture-{name}.png"
         self._folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(buffer.getvalue())

@@ -66,7 +66,8 @@ class Generation(threading.Thread):
         self.frames: list[Image.Image] = []
         self.error = ""
         self.progress = Progress("starting", 0, recipe.num_inference_steps, 0.0)
-        self._pipe, self._picture, self._recipe, self._watch = pipe, picture, recipe, watch
+        self.recipe = recipe
+        self._pipe, self._picture, self._watch = pipe, picture, watch
         self._stop_wanted = threading.Event()
         self._before: Tensor | None = None
         self._preview: Preview | None = None
@@ -96,7 +97,7 @@ class Generation(threading.Thread):
     def _generate(self) -> list[Image.Image]:
         with _silent(self._pipe), self._hooks():
             frames: list[Image.Image] = self._pipe(
-                self._picture, callback_on_step_end=self._after_step, **self._recipe.arguments()
+                self._picture, callback_on_step_end=self._after_step, **self.recipe.arguments()
             ).frames[0]
         if all(map(_is_black, frames)) and not _is_black(self._picture):
             raise BlackVideo(
@@ -137,7 +138,7 @@ class Generation(threading.Thread):
             clean = expected(self._before, latents, pipe.scheduler.sigmas, step)
             preview = tuple(self._preview(clean / pipe.vae.config.scaling_factor))
         self._before = latents
-        done, steps = step + 1, self._recipe.num_inference_steps
+        done, steps = step + 1, self.recipe.num_inference_steps
         left = (time.monotonic() - self._start) / done * (steps - done)
         self._tell("denoising", step=done, left=left, preview=preview)
         return tensors

@@ -148,7 +148,7 @@ def test_a_seed_typed_or_rolled_changes_the_video(panel: Studio) -> None:
 
 def test_progress_tells_steps_time_and_a_look(panel: Studio, pipe: Any) -> None:
     seen: list[Progress] = []
-    generation = Generation(pipe, panel._picture, panel.recipe(), seen.append)
+    generation = Generation(pipe, panel._start.picture, panel.recipe(), seen.append)
     generation.start()
     generation.join(PATIENCE)
     stages = [progress.stage for progress in seen]
@@ -162,7 +162,7 @@ def test_progress_tells_steps_time_and_a_look(panel: Studio, pipe: Any) -> None:
 def test_the_preview_sharpens_into_the_video(panel: Studio, pipe: Any) -> None:
     panel.num_inference_steps.value = 6
     seen: list[Progress] = []
-    generation = Generation(pipe, panel._picture, panel.recipe(), seen.append)
+    generation = Generation(pipe, panel._start.picture, panel.recipe(), seen.append)
     generation.start()
     generation.join(PATIENCE)
     looks = [pixels(p.preview).astype(float) for p in seen if p.preview and p.stage == "denoising"]
@@ -177,7 +177,7 @@ def test_the_pipelines_own_progress_bar_comes_back(
 ) -> None:
     make(panel)
     assert "it/s" not in capfd.readouterr().err
-    pipe(panel._picture, width=112, height=64, num_frames=2, num_inference_steps=2)
+    pipe(panel._start.picture, width=112, height=64, num_frames=2, num_inference_steps=2)
     assert "2/2" in capfd.readouterr().err
 
 
@@ -225,7 +225,7 @@ def test_a_stopped_call_leaves_no_part_on_the_gpu(
 
 def test_two_generations_with_one_pipeline_take_turns(panel: Studio, pipe: Any) -> None:
     alone = pixels(make(panel).frames)
-    both = [Generation(pipe, panel._picture, panel.recipe()) for _ in range(2)]
+    both = [Generation(pipe, panel._start.picture, panel.recipe()) for _ in range(2)]
     for generation in both:
         generation.start()
     for generation in both:
@@ -270,6 +270,20 @@ def test_black_frames_are_explained(panel: Studio, pipe: Any) -> None:
     assert not panel.cards
 
 
+def test_a_video_that_cannot_be_shown_is_explained(
+    panel: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise svdnb.VideoError("ffmpeg is missing.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("svdnb.gallery.show", fail)
+        panel.generate_button.click()
+        panel.wait(PATIENCE)
+    assert "cannot be shown: ffmpeg is missing." in panel.status.value
+    make(panel)
+
+
 def test_a_bad_upload_is_explained_and_a_good_one_works(panel: Studio) -> None:
     panel.kind.value = UPLOAD
     assert "Nothing was uploaded yet" in panel.picture_message.value
@@ -282,7 +296,7 @@ def test_a_bad_upload_is_explained_and_a_good_one_works(panel: Studio) -> None:
         assert panel._generation is None
     upload(panel, "portrait.png", png(svdnb.load_image("coffee", (100, 300))))
     assert panel.picture_message.value == ""
-    assert make(panel).picture.size == (112, 64)
+    assert make(panel).start.picture.size == (112, 64)
     upload(panel, "broken.png", b"no picture")
     panel.kind.value = EXAMPLE
     assert not panel.generate_button.disabled
@@ -337,7 +351,7 @@ def test_going_on_from_a_frame(panel: Studio) -> None:
     panel.kind.value = FRAME
     assert panel.frame.value == 4  # the last one, to continue it
     second = make(panel)
-    np.testing.assert_array_equal(np.asarray(second.picture), np.asarray(first.frames[-1]))
+    np.testing.assert_array_equal(np.asarray(second.start.picture), np.asarray(first.frames[-1]))
     first.remove_button.click()
     assert len(panel.cards) == 1
     assert [number for _, number in panel.video.options] == [second.number]
