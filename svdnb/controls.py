@@ -22,7 +22,7 @@ from svdnb.checkpoints import HUB, checkpoint_of
 from svdnb.gallery import Card, Start, button, line
 from svdnb.generation import Generation, Progress
 from svdnb.pictures import ImageError, example_images, load_image
-from svdnb.recipe import PLAYED_FPS, TRAINED_FPS, TRAINED_NOISE, Recipe
+from svdnb.recipe import PLAYED_FPS, USUAL_FPS, USUAL_NOISE, Recipe
 from svdnb.videos import VideoError, compare
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
                 self._build_comparison(),
                 self.gallery,
                 _script(
-                    ("svdnb-fps", self.fps, TRAINED_FPS),
-                    ("svdnb-noise", self.noise_aug_strength, TRAINED_NOISE),
+                    ("svdnb-fps", self.fps, USUAL_FPS),
+                    ("svdnb-noise", self.noise_aug_strength, USUAL_NOISE),
                 ),
             ]
         )
@@ -231,7 +231,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self.num_frames,
             self.guidance,
             self.decode_chunk_size,
-            widgets.HTML(line("The green part of a track: what training saw most.")),
+            widgets.HTML(line("The green part of a track is the usual range.")),
             self.remarks,
         )
 
@@ -303,10 +303,10 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _remarks(self) -> list[str]:
         recipe, remarks = self.recipe(), []
-        slow, fast = TRAINED_FPS
+        slow, fast = USUAL_FPS
         if not slow <= recipe.fps <= fast:
-            remarks.append(f"fps {recipe.fps} is outside of what training saw: {slow} to {fast}.")
-        low, high = TRAINED_NOISE
+            remarks.append(f"fps {recipe.fps} is outside of the usual range, {slow} to {fast}.")
+        low, high = USUAL_NOISE
         # The pipeline's default of 0.02 lies a hair below, and needs no remark.
         if not 0.9 * low <= recipe.noise_aug_strength <= high:
             remarks.append(

@@ -9,10 +9,10 @@ from typing import Any
 PLAYED_FPS = 7
 """Videos of the studio are played at this rate, whatever `fps` the model was asked for."""
 
-TRAINED_FPS = (5, 30)
+USUAL_FPS = (5, 30)
 """Stability AI's demo warns outside of this range of fps ids."""
 
-TRAINED_NOISE = (0.022, 0.113)
+USUAL_NOISE = (0.022, 0.113)
 """Nine of ten training clips: ln(strength) ~ N(-3, 0.5^2) (Blattmann et al., 2023, appendix D)."""
 
 LOADING = """\
