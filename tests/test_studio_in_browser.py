@@ -87,6 +87,7 @@ def test_a_slider_moved_by_keyboard_steers_the_next_video(page: Page) -> None:
     generate(page)
     card = page.locator(".svdnb-card").first
     expect(card.locator("figcaption")).to_contain_text(f"bucket {before - 3:g}")
+    expect(card.locator("video")).to_be_visible()
     size = card.locator("video").evaluate("video => [video.videoWidth, video.videoHeight]")
     assert size[0] >= 288
     assert size[1] >= 288
