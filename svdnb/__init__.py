@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import svdnb.check as check
+    from svdnb.budget import fit as fit
     from svdnb.checkpoints import Checkpoint as Checkpoint
     from svdnb.checkpoints import CheckpointError as CheckpointError
     from svdnb.checkpoints import checkpoint as checkpoint
     from svdnb.checkpoints import quiet as quiet
     from svdnb.controls import studio as studio
+    from svdnb.memory import predict_memory as predict_memory
+    from svdnb.meter import measure as measure
     from svdnb.motion import flicker as flicker
     from svdnb.motion import likeness as likeness
     from svdnb.motion import motion_score as motion_score
     from svdnb.pictures import ImageError as ImageError
     from svdnb.pictures import example_images as example_images
     from svdnb.pictures import load_image as load_image
+    from svdnb.settings import Settings as Settings
+    from svdnb.settings import apply as apply
+    from svdnb.settings import undo as undo
     from svdnb.videos import VideoError as VideoError
     from svdnb.videos import compare as compare
     from svdnb.videos import filmstrip as filmstrip
@@ -46,6 +52,12 @@ _HOME = {
     "flicker": "motion",
     "likeness": "motion",
     "motion_score": "motion",
+    "predict_memory": "memory",
+    "fit": "budget",
+    "measure": "meter",
+    "Settings": "settings",
+    "apply": "settings",
+    "undo": "settings",
 }
 
 __all__ = ["__version__", "check", *_HOME]

@@ -1,4 +1,4 @@
-"""The command line: `python -m svdnb animate photo.jpg`, and `python -m svdnb doctor`."""
+"""The command line: `python -m svdnb animate photo.jpg`, `fit --vram 6`, and `doctor`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote, urlparse
 
 import svdnb
+from svdnb.checkpoints import NATIVE_STEPS
 from svdnb.pictures import upright
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-DONE, USAGE, PICTURE, CHECKPOINT, GENERATION, INTERRUPTED = 0, 2, 3, 4, 5, 130
+DONE, USAGE, PICTURE, CHECKPOINT, GENERATION, NO_FIT, INTERRUPTED = 0, 2, 3, 4, 5, 6, 130
 
 EXIT_CODES = """\
 exit codes:
@@ -29,6 +30,7 @@ exit codes:
   3    the picture could not be read
   4    the checkpoint cannot be used
   5    the video could not be made or written, for example for lack of memory
+  6    fit only: nothing fits, and the answer names the nearest that would
   130  interrupted with Ctrl-C; no unfinished file is left
 """
 
@@ -38,6 +40,14 @@ examples:
   python -m svdnb animate photo.jpg
   python -m svdnb animate photo.jpg -o my.mp4 --motion-bucket-id 180 --seed 7
   python -m svdnb animate photo.jpg --checkpoint svd-xt --decode-chunk-size 2
+
+"""
+
+FIT_EXAMPLES = """\
+examples:
+  python -m svdnb fit --vram 6
+  python -m svdnb fit --vram 4 --checkpoint svd --num-frames 14
+  python -m svdnb fit
 
 """
 
@@ -73,6 +83,36 @@ def doctor(_: argparse.Namespace) -> int:
     from svdnb.doctor import main
 
     return main()
+
+
+def fit(options: argparse.Namespace) -> int:
+    """Print the fastest settings that fit a card, what each of them gives, and code to paste."""
+    from svdnb.budget import FitError, fit
+    from svdnb.memory import PredictionError
+
+    size = (options.width, options.height)
+    if None in size and any(size):
+        raise _Stop("--width and --height go together: give both, or none.", USAGE)
+    print(
+        "Running the model without weights and contents. The first time takes up to a minute.",
+        file=sys.stderr,
+    )
+    try:
+        found = fit(
+            options.vram,
+            options.checkpoint,
+            options.num_frames,
+            size if all(size) else None,
+            num_inference_steps=options.steps,
+        )
+    except FitError as error:
+        raise _Stop(str(error), NO_FIT) from None
+    except PredictionError as error:
+        raise _Stop(str(error), USAGE) from None
+    except svdnb.CheckpointError as error:
+        raise _Stop(str(error), CHECKPOINT) from None
+    print(f"{found}\n\n{found.code}", end="")
+    return DONE
 
 
 def animate(options: argparse.Namespace) -> int:
@@ -209,6 +249,18 @@ def _whole(low: int, high: int, multiple_of: int = 1) -> Callable[[str], int]:
     return number
 
 
+def _gibibytes(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GiB, and not 'auto'")
+    return value
+
+
 def _strength(text: str) -> float:
     try:
         value = float(text)
@@ -279,6 +331,29 @@ def _parser() -> argparse.ArgumentParser:
         help="pixels, a multiple of 8")  # fmt: skip
     cost.add_argument("--height", type=_whole(64, 4096, 8), metavar="N",
         help="pixels, a multiple of 8")  # fmt: skip
+
+    command = commands.add_parser(
+        "fit",
+        help="the fastest settings that fit a card",
+        description="Find the fastest settings with which a video fits into the memory of a GPU. "
+        "Nothing is downloaded, and no GPU is needed.",
+        epilog=FIT_EXAMPLES + EXIT_CODES,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=fit)
+    add = command.add_argument
+    add("--vram", type=_gibibytes, default="auto", metavar="GIB",
+        help="memory of the card in GiB, or auto: what is free on this machine's GPU "
+        "(default: auto)")  # fmt: skip
+    add("--checkpoint", default="svd-xt", metavar="NAME",
+        help="svd, svd-xt, pocket, or a folder (default: svd-xt)")  # fmt: skip
+    add("--num-frames", type=_whole(2, 1000), metavar="N",
+        help="frames of the video (default: what the checkpoint wants)")  # fmt: skip
+    add("--width", type=_whole(64, 4096, 8), metavar="N", help="pixels, a multiple of 8")
+    add("--height", type=_whole(64, 4096, 8), metavar="N", help="pixels, a multiple of 8")
+    add("--steps", type=_whole(1, 1000), default=NATIVE_STEPS, metavar="N",
+        help=f"denoising steps (default: {NATIVE_STEPS})")  # fmt: skip
 
     command = commands.add_parser(
         "doctor",

@@ -217,6 +217,20 @@ class LayerByLayer(ModelHook):  # type: ignore[misc]
             x[:, :, rows] = mixed[0].transpose(0, 1)
 
 
+class RefusesOneGraph(ModelHook):  # type: ignore[misc]
+    """Say in words why a UNet whose weights come and go cannot be compiled as one graph."""
+
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "This UNet fetches its weights while it works, which no single graph can do. "
+                "Compile it without fullgraph=True, or choose settings that offload nothing."
+            )
+        return args, kwargs
+
+
 def _layers(decoder: Any) -> Iterator[nn.Module]:
     """The decoder's layers in the order of its forward method, all but the last."""
     middle = decoder.mid_block
@@ -229,7 +243,7 @@ def _layers(decoder: Any) -> Iterator[nn.Module]:
     yield from (decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
 
 
-# --- a group norm of what is never held as a whole -------------------------------------------------
+# --- a group norm of what is never held as a whole ------------------------------------------------
 
 Moments = tuple[int, Tensor, Tensor]
 """How many values a group of channels has, their mean and their variance: (batch, groups) each."""
@@ -258,7 +272,7 @@ def _normaliser(norm: nn.GroupNorm, parts: Sequence[Moments]) -> Callable[[Tenso
     return normalise
 
 
-# --- small things ----------------------------------------------------------------------------------
+# --- small things ---------------------------------------------------------------------------------
 
 
 def _is_batch(value: object) -> bool:

@@ -19,17 +19,16 @@ Offload = Literal["none", "model", "group", "sequential"]
 Layerwise = Literal["no", "gpu", "host"]
 
 TOKEN_SLICES = 4
-"""Temporal transformers work on the picture in so many pieces, beside `frames_at_a_time`."""
+"""With `frames_at_a_time`, temporal transformers work on the picture in so many pieces."""
 ENCODER_BANDS = 16
-"""The VAE's residual blocks work on a picture in so many bands of rows, beside `lean_encode`."""
-STREAMED = "svdnb's pipeline streams its weights"
+"""With `lean_encode`, the VAE's residual blocks work on the picture in so many bands of rows."""
 
 
 class SettingsError(Explained, ValueError):
     """These settings do not go together, or not with this pipeline; the message says what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Settings:
     """How a pipeline saves memory. The defaults are the plain pipeline, all of it on the GPU.
 
@@ -42,7 +41,8 @@ class Settings:
 
     The others change nothing in the frames beyond rounding (see `svdnb.lower`):
     split_guidance: the two halves of classifier-free guidance one after the other.
-    frames_at_a_time: spatial blocks of the UNet work on so many frames at a time.
+    frames_at_a_time: spatial blocks of the UNet work on so many frames at a time, and temporal ones
+    on a quarter of the picture; this does what forward_chunking does, and takes its place.
     lean_encode: the VAE encodes the picture in full precision without becoming twice as big.
     layerwise_decode: the VAE decodes all frames together layer by layer, and the video waits in
     between on the "gpu" or in the memory of the "host".
@@ -79,12 +79,18 @@ class Settings:
                 "have to read. Use offload='group', which streams weights too, and faster."
             )
 
-    def __str__(self) -> str:
-        """The call that makes these settings: only what differs from the plain pipeline."""
-        changed = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        plain = {f.name: f.default for f in fields(self)}
-        inside = ", ".join(f"{name}={value!r}" for name, value in changed if value != plain[name])
-        return f"svdnb.Settings({inside})"
+    @property
+    def arguments(self) -> list[str]:
+        """What differs from the plain pipeline, as it is written in a call."""
+        values = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
+        return [
+            f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+            for name, value, plain in values
+            if value != plain
+        ]
+
+    def __repr__(self) -> str:
+        return f"svdnb.Settings({', '.join(self.arguments)})"
 
     @property
     def is_documented(self) -> bool:
@@ -103,8 +109,8 @@ def apply(pipe: StableVideoDiffusionPipeline, settings: Settings) -> None:
     Give `decode_chunk_size=settings.decode_chunk_size` to the call yourself. Offloading needs a
     GPU: without one the weights are in the machine's memory already, and stay there.
 
-    Raises SettingsError if a part of the pipeline is compiled: apply first, then compile. A UNet
-    with offload="group" or "sequential" refuses to be compiled, in words.
+    Raises SettingsError if a part of the pipeline is compiled: apply first, then compile. Weights
+    that come and go (offload "group" or "sequential") break the graph; fullgraph=True is refused.
     """
     undo(pipe)
     _refuse_compiled(pipe)
@@ -155,9 +161,6 @@ def _put_on(pipe: Any, settings: Settings, steps: ExitStack) -> None:
     gpu = torch.device("cuda") if torch.cuda.is_available() else None
     if gpu:
         _leave_gpu(pipe, steps)
-    if settings.forward_chunking:
-        pipe.unet.enable_forward_chunking()
-        steps.callback(_without_forward_chunking, pipe.unet)
     inside_unet(pipe.unet, settings, steps)
     inside_vae(pipe.vae, settings, steps, park=torch.device("cpu"))
     # Accelerate makes its hooks anew after each call, and must find ours within. The hooks that
@@ -165,14 +168,19 @@ def _put_on(pipe: Any, settings: Settings, steps: ExitStack) -> None:
     if settings.offload == "group" and gpu:
         stream(pipe, gpu, steps)
     if settings.split_guidance:
-        from svdnb.lower import InSlices
-
-        _hook(pipe.unet, InSlices(1), "svdnb_halves", steps)
+        split_guidance(pipe.unet, steps)
     if gpu:
         _visit_gpu(pipe, settings.offload, gpu, steps)
 
 
-def inside_unet(unet: nn.Module, settings: Settings, steps: ExitStack) -> None:
+def split_guidance(unet: nn.Module, steps: ExitStack) -> None:
+    """Let the UNet work on one half of classifier-free guidance at a time."""
+    from svdnb.lower import InSlices
+
+    _hook(unet, InSlices(1), "svdnb_halves", steps)
+
+
+def inside_unet(unet: Any, settings: Settings, steps: ExitStack) -> None:
     """Let the UNet's blocks work piece by piece."""
     from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
     from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
@@ -180,6 +188,9 @@ def inside_unet(unet: nn.Module, settings: Settings, steps: ExitStack) -> None:
     from svdnb.lower import InSlices, TokensInSlices
 
     if settings.frames_at_a_time is None:
+        if settings.forward_chunking:
+            unet.enable_forward_chunking()
+            steps.callback(_without_forward_chunking, unet)
         return
     spatial = (ResnetBlock2D, BasicTransformerBlock, Downsample2D, Upsample2D)
     for part in list(unet.modules()):
@@ -217,6 +228,8 @@ def stream(pipe: Any, device: torch.device, steps: ExitStack) -> None:
     call that its hooks wait for (the pipeline calls `encode` and `decode`, not `forward`), and
     prefetching would go on with the half precision copies after the pipeline has upcast it.
     """
+    from svdnb.lower import RefusesOneGraph
+
     pipe.unet.to("cpu")
     pipe.unet.enable_group_offload(
         onload_device=device,
@@ -226,10 +239,13 @@ def stream(pipe: Any, device: torch.device, steps: ExitStack) -> None:
     )
     for name in ("group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker"):
         steps.callback(_unhook, pipe.unet, name, recurse=True)
+    _hook(pipe.unet, RefusesOneGraph(), "svdnb_one_graph", steps)
 
 
 def _visit_gpu(pipe: Any, offload: Offload, gpu: torch.device, steps: ExitStack) -> None:
     from accelerate import cpu_offload_with_hook
+
+    from svdnb.lower import RefusesOneGraph
 
     if offload == "none":
         pipe.to(gpu)
@@ -239,6 +255,7 @@ def _visit_gpu(pipe: Any, offload: Offload, gpu: torch.device, steps: ExitStack)
         pipe.enable_model_cpu_offload()
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload()
+        _hook(pipe.unet, RefusesOneGraph(), "svdnb_one_graph", steps)
     else:
         _, first = cpu_offload_with_hook(pipe.image_encoder, gpu)
         cpu_offload_with_hook(pipe.vae, gpu, prev_module_hook=first)

@@ -276,3 +276,39 @@ def test_help_and_version_tell_what_one_needs(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"svdnb {svdnb.__version__}\n"
+
+
+# --- fit ------------------------------------------------------------------------------------------
+
+
+def test_fit_prints_what_each_setting_gives_and_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--vram", "0.57", "--checkpoint", "pocket"]) == 0
+    out, err = capsys.readouterr()
+    table, code = out.split("\n\nimport torch\n")
+    assert table.splitlines()[1].startswith("plain pipeline")
+    assert "layerwise_decode=" in table
+    assert "The card has 0.57 GiB" in table
+    compile(code, "pasted", "exec")
+    assert 'svdnb.checkpoint("pocket")' in code
+    assert "first time" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--vram", "auto"], 6, "No CUDA GPU was found"),
+        (["--vram", "0.51", "--checkpoint", "pocket"], 6, "needs 0."),
+        (["--vram", "6 GB"], 2, "is no number of GiB"),
+        (["--vram", "0"], 2, "is no number of GiB"),
+        (["--vram", "8", "--width", "512"], 2, "go together"),
+        (["--vram", "8", "--width", "100", "--height", "64"], 2, "that divides by 8"),
+        (["--vram", "8", "--checkpoint", "nowhere"], 4, "There is no checkpoint"),
+    ],
+    ids=str,
+)
+def test_fit_says_what_is_wrong(
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, complaint = fails(["fit", *arguments], capsys)
+    assert found == code
+    assert words in complaint

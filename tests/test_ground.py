@@ -38,9 +38,11 @@ HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "imageio", "image
 # A module imports only from lower floors, so nothing on one floor knows of its neighbours.
 FLOORS = (
     {"errors"},
-    {"pictures", "videos", "motion", "preview", "recipe", "pocket", "pocket.scenes"},
-    {"checkpoints", "generation", "gallery", "pocket.train"},
-    {"check", "doctor", "controls", "pocket.report"},
+    {"pictures", "videos", "motion", "preview", "recipe", "pocket", "pocket.scenes"}
+    | {"lower", "full_size", "counting", "meter"},
+    {"checkpoints", "generation", "gallery", "pocket.train", "settings"},
+    {"check", "doctor", "controls", "pocket.report", "memory"},
+    {"budget"},
     {"__main__"},
 )
 
