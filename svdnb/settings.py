@@ -112,11 +112,13 @@ def apply(pipe: StableVideoDiffusionPipeline, settings: Settings) -> None:
     Raises SettingsError if a part of the pipeline is compiled: apply first, then compile. Weights
     that come and go (offload "group" or "sequential") break the graph; fullgraph=True is refused.
     """
+    import torch
+
     undo(pipe)
     _refuse_compiled(pipe)
     steps = ExitStack()
     try:
-        _put_on(pipe, settings, steps)
+        put_on(pipe, settings, steps, torch.device("cuda") if torch.cuda.is_available() else None)
     except BaseException:
         steps.close()
         raise
@@ -155,10 +157,10 @@ def _refuse_compiled(pipe: Any) -> None:
             )
 
 
-def _put_on(pipe: Any, settings: Settings, steps: ExitStack) -> None:
+def put_on(pipe: Any, settings: Settings, steps: ExitStack, gpu: torch.device | None) -> None:
+    """Put the settings on; closing `steps` takes them off. Without a GPU nothing is offloaded."""
     import torch
 
-    gpu = torch.device("cuda") if torch.cuda.is_available() else None
     if gpu:
         _leave_gpu(pipe, steps)
     inside_unet(pipe.unet, settings, steps)
@@ -248,13 +250,13 @@ def _visit_gpu(pipe: Any, offload: Offload, gpu: torch.device, steps: ExitStack)
     from svdnb.lower import RefusesOneGraph
 
     if offload == "none":
-        pipe.to(gpu)
+        pipe.to(gpu, silence_dtype_warnings=True)
         return
     steps.callback(pipe.remove_all_hooks)
     if offload == "model":
-        pipe.enable_model_cpu_offload()
+        pipe.enable_model_cpu_offload(device=gpu)
     elif offload == "sequential":
-        pipe.enable_sequential_cpu_offload()
+        pipe.enable_sequential_cpu_offload(device=gpu)
         _hook(pipe.unet, RefusesOneGraph(), "svdnb_one_graph", steps)
     else:
         _, first = cpu_offload_with_hook(pipe.image_encoder, gpu)
@@ -270,8 +272,8 @@ def _leave_gpu(pipe: Any, steps: ExitStack) -> None:
         pipe.remove_all_hooks()
         steps.callback(pipe.enable_model_cpu_offload)
     else:
-        steps.callback(pipe.to, pipe.device)
-    pipe.to("cpu")
+        steps.callback(pipe.to, pipe.device, silence_dtype_warnings=True)
+    pipe.to("cpu", silence_dtype_warnings=True)
 
 
 def _without_forward_chunking(unet: nn.Module) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import miniature
 import numpy as np
 import pytest
 import torch
@@ -428,3 +431,24 @@ def test_on_a_gpu_its_own_figures_are_taken(monkeypatch: pytest.MonkeyPatch) -> 
     assert calls[1:4] == ["synchronize", "reset_peak_memory_stats", "work"]
     assert calls[4] == "synchronize"
     assert "3.00 GiB allocated, 4.00 GiB reserved" in str(measured)
+
+
+# --- the script that asks a GPU -------------------------------------------------------------------
+
+
+def test_the_benchmark_can_be_rehearsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks/memory_on_gpu.py"))
+    monkeypatch.setitem(script["main"].__globals__, "ROWS", (Settings(), SMALLEST))
+    output = tmp_path / "results" / "memory.json"
+    folder = miniature.build(tmp_path / "miniature")
+    monkeypatch.setattr(
+        sys, "argv", ["memory_on_gpu.py", "--checkpoint", str(folder), "--output", str(output)]
+    )
+    script["main"]()
+    record = json.loads(output.read_text())
+    assert [row["settings"] for row in record["rows"]] == [repr(Settings()), repr(SMALLEST)]
+    assert all(row["allocated"] > 0 and row["predicted"] > 0 for row in record["rows"])
+    assert record["machine"]["versions"]["torch"]
+    assert capsys.readouterr().out.count("svdnb.Settings(") == 4

@@ -15,7 +15,7 @@ from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionM
 
 import svdnb
 from svdnb import settings as settings_module
-from svdnb.settings import Settings, SettingsError, apply, stream, undo
+from svdnb.settings import Settings, SettingsError, apply, put_on, stream, undo
 
 LEVEL = 1 / 255
 FRAMES = 6
@@ -142,13 +142,33 @@ def test_the_picture_is_encoded_in_full_precision_by_a_half_precision_vae(half: 
     assert {parameter.dtype for parameter in pipe.vae.parameters()} == {torch.float16}
 
 
-def test_streamed_weights_give_the_same_frames(full: Any) -> None:
-    pipe, plain = full
+@pytest.mark.parametrize("offload", ["none", "model", "group"])
+@pytest.mark.parametrize("others", [{}, {"layerwise_decode": "host", "lean_encode": True}], ids=len)
+def test_offloaded_parts_give_the_same_frames(half: Any, offload: Any, others: Any) -> None:
+    """The CPU plays the GPU; the second video finds the hooks that the first one left."""
+    pipe, plain = half
+    settings = Settings(offload=offload, split_guidance=True, **others)
     with ExitStack() as steps:
-        stream(pipe, torch.device("cpu"), steps)
-        settings_module.split_guidance(pipe.unet, steps)
-        assert difference(video(pipe), plain) < 0.01
+        put_on(pipe, settings, steps, gpu=torch.device("cpu"))
+        assert difference(video(pipe), plain) < 1
+        assert difference(video(pipe), plain) < 1
+    assert not traces(pipe)
+    assert not any(hasattr(part, "_hf_hook") for part in (pipe.unet, pipe.vae, pipe.image_encoder))
     assert np.array_equal(video(pipe), plain)
+
+
+def test_a_pipeline_that_was_offloaded_is_so_again(half: Any) -> None:
+    pipe, _ = half
+    cpu = torch.device("cpu")
+    pipe.enable_model_cpu_offload(device=cpu)
+    seen = []
+    pipe.enable_model_cpu_offload = lambda **_: seen.append("again")  # it would ask for a real GPU
+    with ExitStack() as steps:
+        put_on(pipe, Settings(), steps, gpu=cpu)
+        assert not hasattr(pipe.unet, "_hf_hook")
+        assert not seen
+    assert seen == ["again"]
+    del pipe.enable_model_cpu_offload
 
 
 # --- on and off -----------------------------------------------------------------------------------
