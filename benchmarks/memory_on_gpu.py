@@ -111,7 +111,7 @@ def row(pipe: Any, name: str, settings: Settings, steps: int) -> dict[str, Any]:
     finally:
         svdnb.undo(pipe)
         torch.cuda.empty_cache()
-    allocated = max([measured.peak, *stages.peaks.values()])
+    allocated = max([measured.allocated, *stages.peaks.values()])
     return {
         **result,
         "allocated": allocated,

@@ -29,8 +29,57 @@ _FLOP = {
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
-class Counter(TorchDispatchMode):  # type: ignore[misc]
-    """Counts the bytes of every storage as long as it lives, within a `with` block.
+class Living(TorchDispatchMode):  # type: ignore[misc]
+    """Counts the bytes of every storage that is made within a `with` block, as long as it lives.
+
+    Storages of the device HOST count apart. peak: bytes of the others, at most.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = {"skip connections": 0, "activations": 0, "host": 0}
+        self.peak = self.most_on_host = 0
+        self.storages: dict[int, tuple[str, int]] = {}  # the kind may change while one lives
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        for value in output if isinstance(output, (tuple, list)) else (output,):
+            if isinstance(value, Tensor) and not self._is_known(value, args):
+                self._see(value)
+        return output
+
+    def _is_known(self, value: Tensor, inputs: Any) -> bool:
+        """Was its storage counted already, or there before the block: as what it is a view of?"""
+        key = value.untyped_storage()._cdata
+        return key in self.storages or any(
+            isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata == key
+            for leaf in tree_leaves(inputs)
+        )
+
+    def _see(self, value: Tensor) -> None:
+        storage = value.untyped_storage()
+        key = storage._cdata
+        kind = "host" if value.device == HOST else "activations"
+        self.storages[key] = (kind, storage.nbytes())
+        self.now[kind] += storage.nbytes()
+        weakref.finalize(storage, self._forget, key)
+        if kind == "host":
+            self.most_on_host = max(self.most_on_host, self.now["host"])
+        else:
+            self._grown()
+
+    def _forget(self, key: int) -> None:
+        kind, count = self.storages.pop(key)
+        self.now[kind] -= count
+
+    def _grown(self) -> None:
+        self.peak = max(self.peak, self.now["skip connections"] + self.now["activations"])
+
+
+class Counter(Living):
+    """Counts all that a part of the pipeline does within a `with` block: bytes, and arithmetic.
 
     Weights are counted three ways at once. "resident": all of the part stay. "blocks": those of the
     UNet's blocks come and go, one block ahead (see `svdnb.settings.stream`). "layers": those of
@@ -41,16 +90,12 @@ class Counter(TorchDispatchMode):  # type: ignore[misc]
         super().__init__()
         self.part = part
         self.total = sum(_bytes(p) for p in _tensors(part))
-        self.now = {"skip connections": 0, "activations": 0}
         self.streamed = {"resident": self.total, "blocks": self.total, "layers": 0}
         self.moved = {"resident": 0, "blocks": 0, "layers": 0}
-        self.parked = self.most_parked = self.crossed = 0
-        self.flop = 0
+        self.crossed = self.flop = 0
         self.path: list[str] = [""]
         self.samples: list[tuple[int, ...]] = []
         self.places: list[str] = []
-        self.kind: dict[int, tuple[str, int]] = {}
-        self.weights = {p.untyped_storage()._cdata for p in _tensors(part)}
         self.hooks: list[Any] = []
 
     def __enter__(self) -> Counter:
@@ -66,10 +111,7 @@ class Counter(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        output = function(*args, **(kwargs or {}))
-        for value in tree_leaves(output):
-            if isinstance(value, Tensor):
-                self._see(value)
+        output = super().__torch_dispatch__(function, types, args, kwargs)
         if formula := _FLOP.get(function._overloadpacket):
             self.flop += formula(*args, **(kwargs or {}), out_val=output)
         if function in _COPIES:
@@ -84,7 +126,7 @@ class Counter(TorchDispatchMode):  # type: ignore[misc]
         activations = samples[:, :2]
         record: dict[str, Any] = {
             "weights": self.total,
-            "host": self.most_parked,
+            "host": self.most_on_host,
             "moved": self.crossed,
             "tflop": self.flop / 1e12,
         }
@@ -102,44 +144,22 @@ class Counter(TorchDispatchMode):  # type: ignore[misc]
             }
         return record
 
-    # What lives: each storage is counted once, under a kind that may change.
+    # Which storages are of which kind.
 
-    def _see(self, value: Tensor) -> None:
-        storage = value.untyped_storage()
-        key = storage._cdata
-        if key in self.kind or key in self.weights:
-            return
-        if value.device == HOST:
-            self.kind[key] = ("host", storage.nbytes())
-            self.parked += storage.nbytes()
-            self.most_parked = max(self.most_parked, self.parked)
-        else:
-            self.kind[key] = ("activations", storage.nbytes())
-            self.now["activations"] += storage.nbytes()
-            self._sample()
-        weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        kind, count = self.kind.pop(key)
-        if kind == "host":
-            self.parked -= count
-        else:
-            self.now[kind] -= count
-
-    def _keep_for_the_way_up(self, value: Any) -> None:
-        for leaf in tree_leaves(value):
-            key = leaf.untyped_storage()._cdata
-            kind, count = self.kind.get(key, ("", 0))
-            if kind == "activations":
-                self.kind[key] = ("skip connections", count)
-                self.now["activations"] -= count
-                self.now["skip connections"] += count
-
-    def _sample(self) -> None:
+    def _grown(self) -> None:
         self.samples.append(
             (self.now["skip connections"], self.now["activations"], *self.streamed.values())
         )
         self.places.append(self.path[-1])
+
+    def _keep_for_the_way_up(self, value: Any) -> None:
+        for leaf in tree_leaves(value):
+            key = leaf.untyped_storage()._cdata
+            kind, count = self.storages.get(key, ("", 0))
+            if kind == "activations":
+                self.storages[key] = ("skip connections", count)
+                self.now["activations"] -= count
+                self.now["skip connections"] += count
 
     # What is at work, and which weights are there for it.
 
@@ -183,7 +203,7 @@ class Counter(TorchDispatchMode):  # type: ignore[misc]
             self.streamed[profile] += count
             if count > 0:
                 self.moved[profile] += count
-                self._sample()
+                self._grown()
 
         return load
 

@@ -28,7 +28,7 @@ import svdnb.counting
 import svdnb.full_size
 import svdnb.lower
 import svdnb.settings
-from svdnb.checkpoints import HUB, NATIVE_SIZE, checkpoint, quiet
+from svdnb.checkpoints import HUB, Checkpoint, checkpoint, quiet
 from svdnb.errors import Explained
 from svdnb.settings import Settings
 
@@ -90,6 +90,11 @@ class Prediction:
         return max(stage.peak for stage in self.stages.values())
 
     @property
+    def activations(self) -> int:
+        """Bytes that tensors take besides weights, at most; skip connections are among them."""
+        return max(int(stage.timeline[:, 1:].sum(axis=1).max()) for stage in self.stages.values())
+
+    @property
     def host(self) -> int:
         """Bytes that activations take of the machine's own memory, at most."""
         return max(stage.host for stage in self.stages.values())
@@ -126,7 +131,7 @@ class Prediction:
 
 
 def predict_memory(
-    checkpoint: str | os.PathLike[str] = "svd-xt",
+    checkpoint: str | os.PathLike[str] | Checkpoint = "svd-xt",
     num_frames: int | None = None,
     size: tuple[int, int] | None = None,
     settings: Settings = Settings(),  # noqa: B008 (frozen)
@@ -136,9 +141,9 @@ def predict_memory(
 ) -> Prediction:
     """Predict the memory and the arithmetic of a video; nothing is downloaded, no GPU is needed.
 
-    checkpoint: "svd", "svd-xt", "pocket" or a folder. num_frames and size (width, height) are the
-    checkpoint's own where left out, dtype is half precision for SVD and SVD-XT. Without guidance
-    the UNet works on half of its batch.
+    checkpoint: "svd", "svd-xt", "pocket", a folder, or a `Checkpoint`. num_frames and size (width,
+    height) are the checkpoint's own where left out, dtype is half precision for SVD and SVD-XT.
+    Without guidance the UNet works on half of its batch.
 
     Counted are tensors: what `torch.cuda.max_memory_allocated` shows, up to its rounding. What the
     allocator reserves beyond them, cuDNN's and cuBLAS's workspaces and CUDA's own context, some
@@ -182,21 +187,19 @@ class _Video:
 
 
 def _wanted(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | Checkpoint,
     num_frames: int | None,
     size: tuple[int, int] | None,
     dtype: torch.dtype | None,
 ) -> _Video:
-    if name in HUB:
-        configs = svdnb.full_size.configs(str(name))
-        native, usual = NATIVE_SIZE, torch.float16
+    found = name if isinstance(name, Checkpoint) else checkpoint(name)
+    if found.name in HUB:
+        configs, usual = svdnb.full_size.configs(found.name), torch.float16
     else:
-        found = checkpoint(name)
-        if found.name in HUB:  # "auto" on a GPU
-            return _wanted(found.name, num_frames, size, dtype)
         files = {part: Path(found.path) / part / "config.json" for part in set(_PART.values())}
         configs = {part: json.loads(file.read_text("utf-8")) for part, file in files.items()}
-        name, native, usual = found.name, (found.width, found.height), found.dtype
+        usual = found.dtype
+    native = (found.width, found.height)
     num_frames = configs["unet"]["num_frames"] if num_frames is None else num_frames
     width, height = size or native
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
@@ -207,7 +210,7 @@ def _wanted(
             f"A video of {width}x{height} pixels cannot be made. Take multiples of {factor} "
             f"from {8 * factor} up, for example {native}."
         )
-    return _Video(str(name), configs, num_frames, (width, height), dtype or usual)
+    return _Video(found.name, configs, num_frames, (width, height), dtype or usual)
 
 
 # --- what a stage was seen to do ------------------------------------------------------------------

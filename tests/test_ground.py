@@ -39,8 +39,8 @@ HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "imageio", "image
 FLOORS = (
     {"errors"},
     {"pictures", "videos", "motion", "preview", "recipe", "pocket", "pocket.scenes"}
-    | {"lower", "full_size", "counting", "meter"},
-    {"checkpoints", "generation", "gallery", "pocket.train", "settings"},
+    | {"lower", "full_size", "counting"},
+    {"checkpoints", "generation", "gallery", "pocket.train", "settings", "meter"},
     {"check", "doctor", "controls", "pocket.report", "memory"},
     {"budget"},
     {"__main__"},
