@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import svdnb.check as check
     from svdnb.budget import fit as fit
+    from svdnb.charts import memory_bars as memory_bars
+    from svdnb.charts import memory_timeline as memory_timeline
     from svdnb.checkpoints import Checkpoint as Checkpoint
     from svdnb.checkpoints import CheckpointError as CheckpointError
     from svdnb.checkpoints import checkpoint as checkpoint
@@ -53,6 +55,8 @@ _HOME = {
     "likeness": "motion",
     "motion_score": "motion",
     "predict_memory": "memory",
+    "memory_bars": "charts",
+    "memory_timeline": "charts",
     "fit": "budget",
     "measure": "meter",
     "Settings": "settings",

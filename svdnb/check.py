@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, TypeAlias
@@ -21,6 +22,8 @@ from svdnb.motion import motion_score
 
 if TYPE_CHECKING:
     from svdnb.checkpoints import Checkpoint
+    from svdnb.memory import Prediction
+    from svdnb.settings import Settings
 
 Frames: TypeAlias = Sequence[Image.Image]
 
@@ -201,6 +204,77 @@ def loops(frames: Frames | EllipsisType, fps: float, seconds: float, motion: flo
             "Which number tells the model that little time passes between two frames?"
         )
     print(f"[OK] {len(video) / fps:.1f} s without an end, at {moved:.2f} px/frame.")
+
+
+def fits(settings: Settings | EllipsisType, gib: float) -> None:
+    """Does SVD-XT, 25 frames of 1024x576, stay half a GiB below `gib` GiB with these settings?"""
+    if _waiting(settings):
+        return
+    peak = _predicted(settings).peak / 2**30
+    if peak > gib - 0.5:
+        stages = _predicted(settings).stages
+        worst = max(stages, key=lambda name: stages[name].peak)
+        raise NotYet(
+            f"Expected at most {gib - 0.5:g} GiB, got {peak:.2f}. The worst stage is the {worst}: "
+            "which setting makes that one smaller?"
+        )
+    print(f"[OK] {peak:.2f} GiB at most.")
+
+
+def cheapest(settings: Settings | EllipsisType, recipe: Settings) -> None:
+    """Is this `recipe` with one more setting that saves 2 GiB and makes nothing slower?"""
+    if _waiting(settings):
+        return
+    before, after = _predicted(recipe), _predicted(settings)
+    changed = [
+        field.name
+        for field in fields(recipe)
+        if getattr(recipe, field.name) != getattr(settings, field.name)
+    ]
+    if len(changed) != 1:
+        raise NotYet(
+            f"Expected one setting that differs from the recipe, got {len(changed)}. "
+            "Which one alone does the most?"
+        )
+    saved = (before.peak - after.peak) / 2**30
+    if saved < 2:
+        raise NotYet(
+            f"{changed[0]} saves {saved:.2f} GiB, expected 2 or more. Which stage is the worst one "
+            "with the recipe, and what is alive there?"
+        )
+    if after.moved(25) > before.moved(25) or after.tflop(25) > 1.001 * before.tflop(25):
+        raise NotYet(
+            f"{changed[0]} saves {saved:.2f} GiB, but moves {after.moved(25) / 2**30:.0f} GiB a "
+            f"video instead of {before.moved(25) / 2**30:.0f}. What saves without moving?"
+        )
+    print(f"[OK] {changed[0]} saves {saved:.2f} GiB, and moves not a byte more.")
+
+
+def grows(answer: float | EllipsisType, recipe: Settings, num_frames: int) -> None:
+    """Is this what a UNet step of SVD-XT needs with `num_frames` frames, in bytes, within 1%?"""
+    if _waiting(answer):
+        return
+    truth = _predicted(recipe, num_frames).stages["UNet step"].peak
+    if not isinstance(answer, (int, float)):
+        raise NotYet(f"Expected a number of bytes, got {type(answer).__name__}.")
+    if abs(answer / truth - 1) > 0.01:
+        much = "too much" if answer > truth else "too little"
+        raise NotYet(
+            f"{answer / 2**30:.2f} GiB is {much}. Some of it does not depend on the frames: how "
+            "much is left if the straight line is followed down to no frames at all?"
+        )
+    print(f"[OK] {answer / 2**30:.2f} GiB, and predicted are {truth / 2**30:.2f}.")
+
+
+def _predicted(settings: Settings | EllipsisType, num_frames: int = 25) -> Prediction:
+    from svdnb.memory import predict_memory
+    from svdnb.settings import Settings
+
+    if not isinstance(settings, Settings):
+        raise NotYet(
+            f"Expected settings, got {type(settings).__name__}. They read svdnb.Settings(...)."
+        )
+    return predict_memory("svd-xt", num_frames, settings=settings)
 
 
 _MICRO_CONDITIONING = ("motion_bucket_id", "fps", "noise_aug_strength")

@@ -41,8 +41,8 @@ FLOORS = (
     {"pictures", "videos", "motion", "preview", "recipe", "pocket", "pocket.scenes"}
     | {"lower", "full_size", "counting"},
     {"checkpoints", "generation", "gallery", "pocket.train", "settings", "meter"},
-    {"check", "doctor", "controls", "pocket.report", "memory"},
-    {"budget"},
+    {"memory"},
+    {"check", "doctor", "controls", "pocket.report", "budget", "charts"},
     {"__main__"},
 )
 
