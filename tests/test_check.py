@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from svdnb import check
+from svdnb.memory import predict_memory
+from svdnb.settings import Settings
 from svdnb.videos import save
 
 CHECKPOINT = SimpleNamespace(width=64, height=32, num_frames=5)
@@ -149,3 +152,66 @@ def test_a_loop_has_no_seam(capsys: pytest.CaptureFixture[str]) -> None:
         check.loops(moving(0, frames=26), fps=7, seconds=3, motion=2)
     with pytest.raises(check.NotYet, match="single picture"):
         check.loops(there[:1], fps=7, seconds=3, motion=2)
+
+
+# --- notebook 03 ----------------------------------------------------------------------------------
+
+RECIPE = Settings(offload="model", forward_chunking=True, decode_chunk_size=2)
+HALVED = replace(RECIPE, split_guidance=True)
+
+
+def unet_step(num_frames: int) -> int:
+    prediction = predict_memory("svd-xt", num_frames, settings=RECIPE)
+    return prediction.stages["UNet step"].peak
+
+
+def test_stubs_about_memory_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    check.fits(..., 6)
+    check.cheapest(..., RECIPE)
+    check.grows(..., RECIPE, 20)
+    assert capsys.readouterr().out.count("Waiting for you") == 3
+
+
+def test_right_answers_about_memory_are_praised(capsys: pytest.CaptureFixture[str]) -> None:
+    check.fits(HALVED, 6)
+    check.cheapest(HALVED, RECIPE)
+    check.grows(unet_step(14) + 6 * (unet_step(25) - unet_step(14)) / 11, RECIPE, 20)
+    assert capsys.readouterr().out.count("[OK]") == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        (RECIPE, "Expected at most 5.5 GiB, got 7.46. The worst stage is the UNet step"),
+        (replace(HALVED, decode_chunk_size=None), "The worst stage is the VAE decode"),
+        ({"offload": "model"}, "got dict. They read"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_have_their_hint(settings: Any, hint: str) -> None:
+    with pytest.raises(check.NotYet, match=hint):
+        check.fits(settings, 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        (RECIPE, "differs from the recipe, got 0"),
+        (replace(HALVED, decode_chunk_size=1), "differs from the recipe, got 2"),
+        (replace(RECIPE, frames_at_a_time=5), "saves 0.54 GiB, expected 2 or more"),
+        (replace(RECIPE, offload="group"), "moves 73 GiB a video instead of 4"),
+    ],
+    ids=str,
+)
+def test_a_trick_that_is_not_the_cheapest_has_its_hint(settings: Any, hint: str) -> None:
+    with pytest.raises(check.NotYet, match=hint):
+        check.cheapest(settings, RECIPE)
+
+
+def test_a_wrong_number_of_bytes_has_its_hint() -> None:
+    with pytest.raises(check.NotYet, match="is too little"):
+        check.grows(unet_step(25) * 20 / 25, RECIPE, 20)
+    with pytest.raises(check.NotYet, match="is too much"):
+        check.grows(unet_step(25), RECIPE, 20)
+    with pytest.raises(check.NotYet, match="a number of bytes, got str"):
+        check.grows("6.6 GiB", RECIPE, 20)  # type: ignore[arg-type]

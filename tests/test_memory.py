@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import miniature
 import numpy as np
@@ -91,6 +93,17 @@ def test_svd_goes_below_its_mark(checkpoint: str, mark: float) -> None:
     assert lowest.peak <= mark * GIB
     assert lowest.tflop(25) <= 1.5 * plain.tflop(25)
     assert lowest.num_frames == {"svd": 14, "svd-xt": 25}[checkpoint]
+
+
+def test_the_readme_tells_these_figures() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|.*\| ([\d.]+) GiB \| ([\d.]+) \|$", readme, re.MULTILINE)
+    plain = svdnb.predict_memory()
+    recipe = Settings(offload="model", forward_chunking=True, decode_chunk_size=2)
+    for (gib, arithmetic), settings in zip(rows, (Settings(), recipe, SMALLEST), strict=True):
+        found = svdnb.predict_memory(settings=settings)
+        assert f"{found.peak / GIB:.1f}" == gib
+        assert f"{found.tflop(25) / plain.tflop(25):.3f}".rstrip("0").rstrip(".") == arithmetic
 
 
 def test_skip_connections_are_told_from_other_activations() -> None:
@@ -235,6 +248,30 @@ def test_memory_grows_as_steeply_as_predicted(real: Real, grow: str) -> None:
     )
     assert slope_of_guess == pytest.approx(slope_of_truth, rel=0.05)
     assert truth[2] > 3 * truth[0]
+
+
+# --- drawn ----------------------------------------------------------------------------------------
+
+
+def shapes(chart: Any) -> str:
+    root = ElementTree.fromstring(chart.svg)
+    return "".join(text for text in root.itertext()) + str(len(list(root.iter())))
+
+
+def test_charts_say_in_words_what_they_show() -> None:
+    plain = svdnb.predict_memory("pocket", 28, (224, 128))
+    layers = svdnb.predict_memory(
+        "pocket", 28, (224, 128), settings=Settings(layerwise_decode="gpu")
+    )
+    bars = svdnb.memory_bars({"plain": plain, "by <layers>": layers}, limit=0.5)
+    assert f"plain: {plain.peak / GIB:.1f} GiB, in the stage VAE decode" in repr(bars)
+    assert "a line at 0.5 GiB" in repr(bars)
+    page = bars._repr_html_()
+    assert "by &lt;layers&gt;" in page
+    assert page.count("<img") == page.count('alt="Memory') == 1
+    timeline = svdnb.memory_timeline(plain)
+    assert all(name in repr(timeline) for name in STAGES)
+    assert shapes(timeline) != shapes(svdnb.memory_timeline(layers))
 
 
 # --- remembered -----------------------------------------------------------------------------------
