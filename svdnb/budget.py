@@ -186,14 +186,8 @@ def _fitting(room: int, video: dict[str, Any]) -> Iterator[Prediction]:
 
 
 def _cost(prediction: Prediction, steps: int) -> float:
-    """In TFLOP. Blocks that are fetched ahead cost time only where computing is faster."""
-    total = prediction.visits * TFLOP_PER_BYTE
-    for name, stage in prediction.stages.items():
-        crossing = stage.moved * TFLOP_PER_BYTE
-        overlaps = name == "UNet step" and prediction.settings.offload == "group"
-        seconds = max(stage.tflop, crossing) if overlaps else stage.tflop + crossing
-        total += seconds * (steps if name == "UNet step" else 1)
-    return total
+    """In TFLOP. That blocks are fetched while others work is not counted: it may hide little."""
+    return prediction.tflop(steps) + prediction.moved(steps) * TFLOP_PER_BYTE
 
 
 def _savings(best: Prediction, video: dict[str, Any]) -> Iterator[tuple[str, int]]:
