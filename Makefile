@@ -25,7 +25,9 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120
 # Waiting OpenMP threads that spin make busy machines up to seventy times slower.
 # Tests use the checkpoint that comes along, on a machine with a GPU as well.
-TESTING := OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 SVDNB_CHECKPOINT=pocket
+# Predictions of memory are made once, for the tests and for the notebooks.
+TESTING := OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 SVDNB_CHECKPOINT=pocket \
+  SVDNB_CACHE="$(CURDIR)/build/predictions"
 
 .PHONY: demo test lab lint format clean
 

@@ -202,7 +202,8 @@ def _why_not(error: Exception, options: argparse.Namespace) -> str:
         chunk = max(1, min(2, options.decode_chunk_size // 2))
         return (
             f"Memory ran out. Try --decode-chunk-size {chunk}, fewer --num-frames, a smaller "
-            "--width and --height, or --checkpoint pocket, and close other programs."
+            "--width and --height, or --checkpoint pocket, and close other programs. "
+            "What fits a GPU, says: python -m svdnb fit"
         )
     first = (what.splitlines() or [type(error).__name__])[0].rstrip(".")
     return (
