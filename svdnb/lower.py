@@ -146,7 +146,7 @@ class LayerByLayer(ModelHook):  # type: ignore[misc]
     def _decode(self, decoder: Any, latents: Tensor, indicator: Tensor) -> Tensor:
         device = latents.device
         park = self.park or device
-        x = latents.clone()  # from here on, layers may write over what they read
+        x = latents
         spatial: list[Callable[[Tensor], Tensor]] = []
         for layer in _layers(decoder):
             if isinstance(layer, SpatioTemporalResBlock):
@@ -180,6 +180,8 @@ class LayerByLayer(ModelHook):  # type: ignore[misc]
                 moments.append(_moments(norm, _as_video(frames)))
             if result is None:
                 shape = (len(x), *frames.shape[1:])
+                # Frames know nothing of each other here, so they may be written over. (The latents
+                # never are: the first layer makes more channels of them.)
                 same = x.shape == shape and x.device == park
                 result = x if same else frames.new_empty(shape, device=park)
             result[part] = frames

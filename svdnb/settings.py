@@ -241,6 +241,8 @@ def stream(pipe: Any, device: torch.device, steps: ExitStack) -> None:
     )
     for name in ("group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker"):
         steps.callback(_unhook, pipe.unet, name, recurse=True)
+    # diffusers' hook that learns the order takes itself off after the first call, and mends only
+    # its neighbour's `forward`. This one bears that; one that replaces the forward would not.
     _hook(pipe.unet, RefusesOneGraph(), "svdnb_one_graph", steps)
 
 

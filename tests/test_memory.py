@@ -118,6 +118,27 @@ def test_skip_connections_are_told_from_other_activations() -> None:
     assert sum(found.alive.values()) == found.peak == found.timeline.sum(axis=1).max()
 
 
+def test_half_precision_takes_half() -> None:
+    half, full = (
+        svdnb.predict_memory("pocket", dtype=dtype) for dtype in (torch.float16, torch.float32)
+    )
+    for name in ("UNet step", "VAE decode"):
+        assert half.stages[name].peak == pytest.approx(full.stages[name].peak / 2, rel=0.1)
+    # Half precision does not help the VAE to encode: the pipeline upcasts it.
+    assert half.stages["VAE encode"].alive["activations"] == pytest.approx(
+        full.stages["VAE encode"].alive["activations"], rel=0.01
+    )
+
+
+def test_without_guidance_the_unet_works_on_half() -> None:
+    both, one = (
+        svdnb.predict_memory("pocket", guidance=guidance).stages["UNet step"]
+        for guidance in (True, False)
+    )
+    assert one.tflop == pytest.approx(both.tflop / 2, rel=0.01)
+    assert one.alive["activations"] < 0.6 * both.alive["activations"]
+
+
 def test_offloading_moves_what_it_says() -> None:
     weights = (1524.6e6 + 632.1e6 + 97.7e6) * 2
     unet = 1524.6e6 * 2

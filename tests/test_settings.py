@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
+from diffusers.hooks import HookRegistry, ModelHook
 
 import svdnb
 from svdnb import settings as settings_module
+from svdnb.lower import InSlices, RefusesOneGraph
 from svdnb.settings import Settings, SettingsError, apply, put_on, stream, undo
 
 LEVEL = 1 / 255
@@ -155,6 +157,30 @@ def test_offloaded_parts_give_the_same_frames(half: Any, offload: Any, others: A
     assert not traces(pipe)
     assert not any(hasattr(part, "_hf_hook") for part in (pipe.unet, pipe.vae, pipe.image_encoder))
     assert np.array_equal(video(pipe), plain)
+
+
+def test_slices_survive_a_hook_that_takes_itself_off() -> None:
+    """diffusers' hooks that fetch blocks ahead do so after the first call of the UNet."""
+
+    class Once(ModelHook):  # type: ignore[misc]
+        def post_forward(self, module: Any, output: Any) -> Any:
+            module._diffusers_hook.remove_hook("once", recurse=False)
+            return output
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            return x
+
+    seen: list[int] = []
+    module = Module()
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    hooks = {"once": Once(), "between": RefusesOneGraph(), "slices": InSlices(1)}
+    for name, hook in hooks.items():
+        registry.register_hook(hook, name)
+    for _ in range(2):
+        assert torch.equal(module(torch.ones(2, 3)), torch.ones(2, 3))
+    assert seen == [1, 1, 1, 1]
 
 
 def test_a_pipeline_that_was_offloaded_is_so_again(half: Any) -> None:
