@@ -46,12 +46,12 @@ class Living(TorchDispatchMode):  # type: ignore[misc]
     ) -> Any:
         output = function(*args, **(kwargs or {}))
         for value in output if isinstance(output, (tuple, list)) else (output,):
-            if isinstance(value, Tensor) and not self._is_known(value, args):
+            if isinstance(value, Tensor) and not self._was_there(value, args):
                 self._see(value)
         return output
 
-    def _is_known(self, value: Tensor, inputs: Any) -> bool:
-        """Was its storage counted already, or there before the block: as what it is a view of?"""
+    def _was_there(self, value: Tensor, inputs: Any) -> bool:
+        """Is it a view of a storage that was counted already, or was there before the block?"""
         key = value.untyped_storage()._cdata
         return key in self.storages or any(
             isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata == key
@@ -120,15 +120,15 @@ class Counter(Living):
                 self.crossed += _bytes(output)
         return output
 
-    def record(self) -> dict[str, Any]:
-        """What was seen, ready for JSON."""
+    def record(self, times: int = 1) -> dict[str, Any]:
+        """What was seen, ready for JSON, of what happens so many times one after the other."""
         samples = np.array(self.samples)
         activations = samples[:, :2]
         record: dict[str, Any] = {
             "weights": self.total,
             "host": self.most_on_host,
-            "moved": self.crossed,
-            "tflop": self.flop / 1e12,
+            "moved": times * self.crossed,
+            "tflop": times * self.flop / 1e12,
         }
         for column, profile in enumerate(self.streamed, start=2):
             stacked = np.column_stack([samples[:, column], activations])
@@ -140,7 +140,7 @@ class Counter(Living):
                 "alive": stacked[highest].tolist(),
                 "where": self.places[highest],
                 "timeline": stacked[moments].tolist(),
-                "moved": self.moved[profile],
+                "moved": times * self.moved[profile],
             }
         return record
 

@@ -306,19 +306,27 @@ def _run(stage: str, video: _Video, settings: Settings, guidance: bool) -> dict[
         part = svdnb.full_size.build(_PART[stage], video.configs[_PART[stage]], dtype)
         if _PART[stage] == "unet":
             svdnb.settings.inside_unet(part, settings, put_on)
-            if settings.split_guidance:
-                svdnb.settings.split_guidance(part, put_on)
         elif _PART[stage] == "vae":
             svdnb.settings.inside_vae(part, settings, put_on, park=svdnb.counting.HOST)
+        # Both halves of guidance do the same, so the second one alone is run, and counted twice.
+        halves = 2 if settings.split_guidance and guidance else 1
         with svdnb.counting.Counter(part) as counter:
-            play(stage, part, video, settings.decode_chunk_size, guidance)
-    return counter.record()
+            play(stage, part, video, settings.decode_chunk_size, guidance, halves)
+    return counter.record(times=halves)
 
 
 def play(
-    stage: str, part: Any, video: _Video, decode_chunk_size: int | None, guidance: bool
+    stage: str,
+    part: Any,
+    video: _Video,
+    decode_chunk_size: int | None,
+    guidance: bool,
+    halves: int = 1,
 ) -> None:
-    """Have a part do in this stage what the pipeline has it do, with tensors of the same shapes."""
+    """Have a part do in this stage what the pipeline has it do, with tensors of the same shapes.
+
+    Of two halves the second is played, beside the result of the first.
+    """
     from diffusers import StableVideoDiffusionPipeline
     from diffusers.video_processor import VideoProcessor
 
@@ -336,15 +344,17 @@ def play(
     latent = (height // factor, width // factor)
     if stage == "UNet step":
         batch = 2 if guidance else 1
+        sample = torch.zeros(batch, frames, part.config.in_channels, *latent, dtype=dtype)
+        token = torch.zeros(batch, 1, part.config.cross_attention_dim, dtype=dtype)
+        result = sample.new_empty(batch if halves > 1 else 0, *sample.shape[1:2], 4, *latent)
         part(
-            torch.zeros(batch, frames, part.config.in_channels, *latent, dtype=dtype),
+            sample[: batch // halves],
             torch.zeros((), dtype=torch.float32),
-            encoder_hidden_states=torch.zeros(
-                batch, 1, part.config.cross_attention_dim, dtype=dtype
-            ),
-            added_time_ids=torch.zeros(batch, 3, dtype=dtype),
+            encoder_hidden_states=token[: batch // halves],
+            added_time_ids=torch.zeros(batch // halves, 3, dtype=dtype),
             return_dict=False,
         )
+        del result
         return
     latents = torch.zeros(1, frames, part.config.latent_channels, *latent, dtype=dtype)
     decoded = StableVideoDiffusionPipeline.decode_latents(

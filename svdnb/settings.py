@@ -41,8 +41,9 @@ class Settings:
 
     The others change nothing in the frames beyond rounding (see `svdnb.lower`):
     split_guidance: the two halves of classifier-free guidance one after the other.
-    frames_at_a_time: spatial blocks of the UNet work on so many frames at a time, and temporal ones
-    on a quarter of the picture; this does what forward_chunking does, and takes its place.
+    frames_at_a_time: spatial blocks of the UNet work on so many frames at a time (twice as many
+    where the halves of guidance are not split), and temporal ones on a quarter of the picture; this
+    does what forward_chunking does, and takes its place.
     lean_encode: the VAE encodes the picture in full precision without becoming twice as big.
     layerwise_decode: the VAE decodes all frames together layer by layer, and the video waits in
     between on the "gpu" or in the memory of the "host".
@@ -194,10 +195,11 @@ def inside_unet(unet: Any, settings: Settings, steps: ExitStack) -> None:
             unet.enable_forward_chunking()
             steps.callback(_without_forward_chunking, unet)
         return
+    frames = settings.frames_at_a_time * (1 if settings.split_guidance else 2)
     spatial = (ResnetBlock2D, BasicTransformerBlock, Downsample2D, Upsample2D)
     for part in list(unet.modules()):
         if isinstance(part, spatial):
-            _hook(part, InSlices(settings.frames_at_a_time), "svdnb_frames", steps)
+            _hook(part, InSlices(frames), "svdnb_frames", steps)
         elif isinstance(part, TemporalBasicTransformerBlock):
             _hook(part, TokensInSlices(TOKEN_SLICES), "svdnb_tokens", steps)
 
