@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import runpy
 import sys
@@ -398,6 +399,11 @@ def test_every_saving_counts_and_they_end_at_the_prediction() -> None:
     assert len(labels) == 1 + len(found.settings.arguments)
     assert list(peaks) == sorted(peaks, reverse=True)
     assert peaks[-1] == found.prediction.peak
+    alone = [
+        svdnb.predict_memory("pocket", settings=eval(f"Settings({argument})")).peak
+        for argument in found.settings.arguments
+    ]
+    assert peaks[1] == min(alone)  # the one that helps most comes first
 
 
 def test_the_budgets_of_usual_cards_are_met_by_svd_xt() -> None:
@@ -486,6 +492,17 @@ def test_on_a_cpu_tensors_and_growth_are_measured() -> None:
         pass
     assert nothing.allocated == 0
     assert nothing.reserved < 20 * 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less")
+def test_memory_that_was_kept_for_later_counts_when_it_is_used_again() -> None:
+    blocks = [bytearray(60_000) for _ in range(3000)]
+    kept = blocks[::50]  # so that the heap cannot simply be cut off at its end
+    del blocks
+    with svdnb.measure() as measured:
+        again = [bytearray(60_000) for _ in range(2500)]
+    assert measured.reserved > 100 * 2**20
+    del kept, again
 
 
 def test_what_fails_is_measured_too() -> None:
