@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -88,7 +89,7 @@ class Fit:
             find = ""
         else:
             load = "checkpoint.path, dtype=checkpoint.dtype, variant=checkpoint.variant"
-            find = f'checkpoint = svdnb.checkpoint("{self.checkpoint}")\n'
+            find = f"checkpoint = svdnb.checkpoint({json.dumps(self.checkpoint)})\n"
         if not settings.is_documented:
             inside = "".join(f"    {argument},\n" for argument in settings.arguments)
             put_on = f"settings = svdnb.Settings(\n{inside})\nsvdnb.apply(pipe, settings)\n"

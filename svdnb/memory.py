@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,7 +193,12 @@ def _wanted(
     dtype: torch.dtype | None,
 ) -> _Video:
     found = name if isinstance(name, Checkpoint) else checkpoint(name)
-    if found.name in HUB:
+    if not found.path:
+        raise PredictionError(
+            "This checkpoint has no folder to read its configuration from. Save the pipeline with "
+            "pipe.save_pretrained(folder), then predict for the folder."
+        )
+    if found.path in (hub_id for hub_id, _ in HUB.values()):
         configs, usual = svdnb.full_size.configs(found.name), torch.float16
     else:
         files = {part: Path(found.path) / part / "config.json" for part in set(_PART.values())}
@@ -257,7 +262,7 @@ def _with_weights_of_others(
     )
 
 
-@lru_cache(maxsize=256)
+@cache
 def _source() -> str:
     modules = (svdnb.counting, svdnb.full_size, svdnb.lower, svdnb.settings)
     own = Path(__file__).read_text("utf-8")

@@ -8,6 +8,7 @@ import re
 import runpy
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -351,6 +352,18 @@ def test_without_a_place_to_remember_it_works_as_well(
 def test_an_impossible_video_is_refused_in_words(video: dict[str, Any], words: str) -> None:
     with pytest.raises(PredictionError, match=words):
         svdnb.predict_memory("svd-xt", **video)
+
+
+def test_a_folder_is_read_whatever_its_name(tmp_path: Path) -> None:
+    folder = miniature.build(tmp_path / "svd-xt")
+    assert svdnb.predict_memory(folder).size == (64, 64)
+    assert svdnb.predict_memory(svdnb.checkpoint("svd")).num_frames == 14
+
+
+def test_a_checkpoint_without_a_folder_is_refused_in_words() -> None:
+    nameless = replace(svdnb.checkpoint("pocket"), path="", name="")
+    with pytest.raises(PredictionError, match=r"pipe\.save_pretrained"):
+        svdnb.predict_memory(nameless)
 
 
 def test_the_answer_reads_as_a_table() -> None:
