@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from svdnb.budget import fit as fit
     from svdnb.charts import memory_bars as memory_bars
     from svdnb.charts import memory_timeline as memory_timeline
+    from svdnb.charts import roofline_chart as roofline_chart
+    from svdnb.charts import speed_bars as speed_bars
+    from svdnb.charts import stage_bars as stage_bars
+    from svdnb.charts import tradeoff as tradeoff
     from svdnb.checkpoints import Checkpoint as Checkpoint
     from svdnb.checkpoints import CheckpointError as CheckpointError
     from svdnb.checkpoints import checkpoint as checkpoint
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from svdnb.meter import measure as measure
     from svdnb.motion import flicker as flicker
     from svdnb.motion import likeness as likeness
+    from svdnb.motion import loss as loss
     from svdnb.motion import motion_score as motion_score
     from svdnb.pictures import ImageError as ImageError
     from svdnb.pictures import example_images as example_images
@@ -29,6 +34,13 @@ if TYPE_CHECKING:
     from svdnb.settings import Settings as Settings
     from svdnb.settings import apply as apply
     from svdnb.settings import undo as undo
+    from svdnb.speed import benchmark as benchmark
+    from svdnb.speed import compilations as compilations
+    from svdnb.speed import roofline as roofline
+    from svdnb.speed import stage_times as stage_times
+    from svdnb.speed_ups import approximate as approximate
+    from svdnb.speed_ups import can_compile as can_compile
+    from svdnb.speed_ups import speed_up as speed_up
     from svdnb.videos import VideoError as VideoError
     from svdnb.videos import compare as compare
     from svdnb.videos import filmstrip as filmstrip
@@ -62,6 +74,18 @@ _HOME = {
     "Settings": "settings",
     "apply": "settings",
     "undo": "settings",
+    "benchmark": "speed",
+    "compilations": "speed",
+    "roofline": "speed",
+    "stage_times": "speed",
+    "loss": "motion",
+    "speed_up": "speed_ups",
+    "approximate": "speed_ups",
+    "can_compile": "speed_ups",
+    "speed_bars": "charts",
+    "stage_bars": "charts",
+    "roofline_chart": "charts",
+    "tradeoff": "charts",
 }
 
 __all__ = ["__version__", "check", *_HOME]

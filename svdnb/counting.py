@@ -20,7 +20,7 @@ HOST = torch.device("meta")
 """Tensors on this device play those that are parked in the host's memory."""
 
 # Attention as torch computes it on a CPU; its registry knows the forms that it has on a GPU.
-_FLOP = {
+FLOP = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
         torch.ops.aten._scaled_dot_product_flash_attention
@@ -112,7 +112,7 @@ class Counter(Living):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = super().__torch_dispatch__(function, types, args, kwargs)
-        if formula := _FLOP.get(function._overloadpacket):
+        if formula := FLOP.get(function._overloadpacket):
             self.flop += formula(*args, **(kwargs or {}), out_val=output)
         if function in _COPIES:
             source = args[0] if function is torch.ops.aten._to_copy.default else args[1]

@@ -54,6 +54,18 @@ class Likeness(NamedTuple):
     clip_ssim: Figure
 
 
+class Loss(NamedTuple):
+    """What a video lost against an exact one.
+
+    PSNR in dB, from 0 to infinity (the same); SSIM from -1 to 1 (the same); motion_kept is its
+    motion over the exact one's, from 0 up (1: as much).
+    """
+
+    psnr: Figure
+    ssim: Figure
+    motion_kept: Figure
+
+
 def motion_score(video: Frames) -> Figure:
     """Mean length of the optical flow between neighbouring frames, in pixels a frame, from 0 up.
 
@@ -90,28 +102,55 @@ def likeness(video: Frames, picture: Image.Image | NDArray[Any]) -> Likeness:
     A picture of another size is resized to the frames. SSIM is that of Wang et al. (2004) as
     scikit-image computes it.
     """
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
     frames = _array(video)
     height, width = frames.shape[1:3]
     truth = _array([picture])[0]
     if truth.shape != frames.shape[1:]:
         whole = Image.fromarray((truth * 255).round().astype(np.uint8))
         truth = _array([whole.resize((width, height), Image.Resampling.LANCZOS)])[0]
-    with np.errstate(divide="ignore"):
-        psnr = [peak_signal_noise_ratio(truth, frame, data_range=1) for frame in frames]
-    window = min(7, height - 1 + height % 2, width - 1 + width % 2)
-    ssim = [
-        structural_similarity(truth, frame, channel_axis=2, data_range=1, win_size=window)
-        for frame in frames
-    ]
-    db, index = ("dB", (0.0, float("inf"))), ("SSIM", (-1.0, 1.0))
+    psnr, ssim = zip(*(_alike(truth, frame) for frame in frames), strict=True)
     return Likeness(
-        Figure(psnr[0], *db),
-        Figure(ssim[0], *index),
-        Figure(float(np.mean(psnr)), *db),
-        Figure(float(np.mean(ssim)), *index),
+        Figure(psnr[0], *_DB),
+        Figure(ssim[0], *_INDEX),
+        Figure(float(np.mean(psnr)), *_DB),
+        Figure(float(np.mean(ssim)), *_INDEX),
     )
+
+
+def loss(video: Frames, exact: Frames) -> Loss:
+    """Compare a video frame by frame with an exact one: mean PSNR, mean SSIM, motion kept.
+
+    Raises MeasureError for videos of different shapes, or of fewer than two frames.
+    """
+    frames, truth = _array(video), _array(exact)
+    if frames.shape != truth.shape:
+        raise MeasureError(
+            f"These videos have the shapes {frames.shape} and {truth.shape}. Compare two of the "
+            "same size and length."
+        )
+    psnr, ssim = zip(*map(_alike, truth, frames), strict=True)
+    moved, wanted = motion_score(frames), motion_score(truth)
+    kept = moved / wanted if wanted else 1.0 if moved == wanted else float("inf")
+    return Loss(
+        Figure(float(np.mean(psnr)), *_DB),
+        Figure(float(np.mean(ssim)), *_INDEX),
+        Figure(kept, "of the motion", (0.0, float("inf"))),
+    )
+
+
+_DB, _INDEX = ("dB", (0.0, float("inf"))), ("SSIM", (-1.0, 1.0))
+
+
+def _alike(truth: NDArray[np.floating], frame: NDArray[np.floating]) -> tuple[float, float]:
+    """(PSNR, SSIM) of two pictures of one size"""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    height, width = truth.shape[:2]
+    window = min(7, height - 1 + height % 2, width - 1 + width % 2)
+    with np.errstate(divide="ignore"):
+        psnr = peak_signal_noise_ratio(truth, frame, data_range=1)
+    ssim = structural_similarity(truth, frame, channel_axis=2, data_range=1, win_size=window)
+    return float(psnr), float(ssim)
 
 
 def _array(video: Frames | Sequence[Image.Image | NDArray[Any]]) -> NDArray[np.floating]:

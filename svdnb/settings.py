@@ -116,7 +116,7 @@ def apply(pipe: StableVideoDiffusionPipeline, settings: Settings) -> None:
     import torch
 
     undo(pipe)
-    _refuse_compiled(pipe)
+    refuse_compiled(pipe)
     steps = ExitStack()
     try:
         put_on(pipe, settings, steps, torch.device("cuda") if torch.cuda.is_available() else None)
@@ -127,20 +127,35 @@ def apply(pipe: StableVideoDiffusionPipeline, settings: Settings) -> None:
 
 
 def undo(pipe: StableVideoDiffusionPipeline) -> None:
-    """Take off what `apply` put onto the pipeline: it is as it was before. Without it, do nothing.
+    """Take off what `apply`, `speed_up` and `approximate` put onto the pipeline: it is plain again.
 
-    Raises SettingsError if a part was compiled since: give the pipeline its plain part back first.
+    Without them, do nothing. Raises SettingsError if a part was compiled since, other than by
+    `speed_up`: give the pipeline its plain part back first.
     """
+    take_off_top(pipe)
     if pipe in _APPLIED:
-        _refuse_compiled(pipe)
+        refuse_compiled(pipe)
         _APPLIED.pop(pipe).close()
 
 
+def on_top(pipe: Any) -> ExitStack:
+    """What lies above the memory settings, and comes off before them (see `svdnb.speed_ups`)."""
+    return _ON_TOP.setdefault(pipe, ExitStack())
+
+
+def take_off_top(pipe: Any) -> None:
+    """Take off all that lies above the memory settings."""
+    if pipe in _ON_TOP:
+        _ON_TOP.pop(pipe).close()
+
+
 _APPLIED: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()
+_ON_TOP: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()
 PARTS = ("image_encoder", "unet", "vae")
 
 
-def _refuse_compiled(pipe: Any) -> None:
+def refuse_compiled(pipe: Any) -> None:
+    """Raise SettingsError if a part is compiled."""
     from diffusers.utils.torch_utils import is_compiled_module
 
     for name in PARTS:
@@ -180,7 +195,7 @@ def split_guidance(unet: nn.Module, steps: ExitStack) -> None:
     """Let the UNet work on one half of classifier-free guidance at a time."""
     from svdnb.lower import InSlices
 
-    _hook(unet, InSlices(1), "svdnb_halves", steps)
+    hook(unet, InSlices(1), "svdnb_halves", steps)
 
 
 def inside_unet(unet: Any, settings: Settings, steps: ExitStack) -> None:
@@ -199,9 +214,9 @@ def inside_unet(unet: Any, settings: Settings, steps: ExitStack) -> None:
     spatial = (ResnetBlock2D, BasicTransformerBlock, Downsample2D, Upsample2D)
     for part in list(unet.modules()):
         if isinstance(part, spatial):
-            _hook(part, InSlices(frames), "svdnb_frames", steps)
+            hook(part, InSlices(frames), "svdnb_frames", steps)
         elif isinstance(part, TemporalBasicTransformerBlock):
-            _hook(part, TokensInSlices(TOKEN_SLICES), "svdnb_tokens", steps)
+            hook(part, TokensInSlices(TOKEN_SLICES), "svdnb_tokens", steps)
 
 
 def inside_vae(vae: Any, settings: Settings, steps: ExitStack, park: torch.device) -> None:
@@ -213,16 +228,16 @@ def inside_vae(vae: Any, settings: Settings, steps: ExitStack, park: torch.devic
     if settings.lean_encode:
         for part in list(vae.encoder.modules()):
             if isinstance(part, ResnetBlock2D):
-                _hook(part, InBands(ENCODER_BANDS), "svdnb_bands", steps)
+                hook(part, InBands(ENCODER_BANDS), "svdnb_bands", steps)
         if vae.config.force_upcast:
             # The pipeline must not upcast the whole VAE; what encodes does it for itself.
             vae.register_to_config(force_upcast=False)
             steps.callback(vae.register_to_config, force_upcast=True)
-            _hook(vae.encoder, InFloat32(), "svdnb_float32", steps)
-            _hook(vae.quant_conv, InFloat32(), "svdnb_float32", steps)
+            hook(vae.encoder, InFloat32(), "svdnb_float32", steps)
+            hook(vae.quant_conv, InFloat32(), "svdnb_float32", steps)
     if settings.layerwise_decode != "no":
         where = park if settings.layerwise_decode == "host" else None
-        _hook(vae.decoder, LayerByLayer(1, where), "svdnb_layers", steps)
+        hook(vae.decoder, LayerByLayer(1, where), "svdnb_layers", steps)
 
 
 def stream(pipe: Any, device: torch.device, steps: ExitStack) -> None:
@@ -245,7 +260,7 @@ def stream(pipe: Any, device: torch.device, steps: ExitStack) -> None:
         steps.callback(_unhook, pipe.unet, name, recurse=True)
     # diffusers' hook that learns the order takes itself off after the first call, and mends only
     # its neighbour's `forward`. This one bears that; one that replaces the forward would not.
-    _hook(pipe.unet, RefusesOneGraph(), "svdnb_one_graph", steps)
+    hook(pipe.unet, RefusesOneGraph(), "svdnb_one_graph", steps)
 
 
 def _visit_gpu(pipe: Any, offload: Offload, gpu: torch.device, steps: ExitStack) -> None:
@@ -261,7 +276,7 @@ def _visit_gpu(pipe: Any, offload: Offload, gpu: torch.device, steps: ExitStack)
         pipe.enable_model_cpu_offload(device=gpu)
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=gpu)
-        _hook(pipe.unet, RefusesOneGraph(), "svdnb_one_graph", steps)
+        hook(pipe.unet, RefusesOneGraph(), "svdnb_one_graph", steps)
     else:
         _, first = cpu_offload_with_hook(pipe.image_encoder, gpu)
         cpu_offload_with_hook(pipe.vae, gpu, prev_module_hook=first)
@@ -286,10 +301,11 @@ def _without_forward_chunking(unet: nn.Module) -> None:
             part.set_chunk_feed_forward(None, dim=0)
 
 
-def _hook(module: nn.Module, hook: ModelHook, name: str, steps: ExitStack) -> None:
+def hook(module: nn.Module, new: ModelHook, name: str, steps: ExitStack) -> None:
+    """Register one of diffusers' hooks; closing `steps` takes it off."""
     from diffusers.hooks import HookRegistry
 
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(new, name)
     steps.callback(_unhook, module, name)
 
 

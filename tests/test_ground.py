@@ -39,9 +39,9 @@ HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "imageio", "image
 FLOORS = (
     {"errors"},
     {"pictures", "videos", "motion", "preview", "recipe", "pocket", "pocket.scenes"}
-    | {"lower", "full_size", "counting"},
-    {"checkpoints", "generation", "gallery", "pocket.train", "settings", "meter"},
-    {"memory"},
+    | {"lower", "full_size", "counting", "exact", "lossy"},
+    {"checkpoints", "generation", "gallery", "pocket.train", "settings", "meter", "speed"},
+    {"memory", "speed_ups"},
     {"check", "doctor", "controls", "pocket.report", "budget", "charts"},
     {"__main__"},
 )
