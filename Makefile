@@ -1,6 +1,7 @@
 # make demo    animate the example picture:  make demo IMAGE=photo.jpg OUT=my.mp4  for your own
 # make test    every test, every notebook
 # make lab     JupyterLab, open at the first notebook
+# make bench   how fast, measured on this machine: some 20 minutes; rewrites README's table
 # make lint    what CI asks of the style;  make format  repairs most of it
 # make clean   remove what make made
 #
@@ -22,14 +23,14 @@ endif
 
 PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=400
 # Waiting OpenMP threads that spin make busy machines up to seventy times slower.
 # Tests use the checkpoint that comes along, on a machine with a GPU as well.
-# Predictions of memory are made once, for the tests and for the notebooks.
+# Predictions of memory are made once, for the tests and for the notebooks; so are graphs.
 TESTING := OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 SVDNB_CHECKPOINT=pocket \
-  SVDNB_CACHE="$(CURDIR)/build/predictions"
+  SVDNB_CACHE="$(CURDIR)/build/predictions" TORCHINDUCTOR_CACHE_DIR="$(CURDIR)/build/compiled"
 
-.PHONY: demo test lab lint format clean
+.PHONY: demo test lab bench lint format clean
 
 demo: $(VENV)/demo.done
 	$(PY) -m svdnb animate $(if $(IMAGE),"$$IMAGE") $(if $(OUT),-o "$$OUT")
@@ -40,6 +41,9 @@ test: $(VENV)/test.done
 
 lab: $(VENV)/lab.done
 	$(PY) -m jupyterlab notebooks/01_basic_generation.ipynb
+
+bench: $(VENV)/demo.done
+	OMP_WAIT_POLICY=PASSIVE $(PY) benchmarks/speed.py --readme
 
 lint: $(VENV)/test.done
 	$(PY) -m ruff check .

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
+import re
 import subprocess
 import sys
 import time
@@ -185,12 +187,22 @@ def machine() -> dict[str, Any]:
     ).stdout.strip()
     return {
         "gpu": gpu,
+        "cpu": processor(),
         "slug": gpu.lower().replace(" ", "-"),
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "accelerate")},
         "cuda": torch.version.cuda,
         "commit": commit or "unknown",
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def processor() -> str:
+    """The name of the CPU, as Linux or Python knows it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return re.search(r"model name\s*:\s*(.+)", text)[1]  # type: ignore[index]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
