@@ -18,12 +18,15 @@ from PIL import Image
 
 from svdnb.errors import Explained
 from svdnb.motion import likeness as _likeness
+from svdnb.motion import loss as _loss
 from svdnb.motion import motion_score
+from svdnb.speed import count_tflop
 
 if TYPE_CHECKING:
     from svdnb.checkpoints import Checkpoint
     from svdnb.memory import Prediction
     from svdnb.settings import Settings
+    from svdnb.speed import Benchmark
 
 Frames: TypeAlias = Sequence[Image.Image]
 
@@ -264,6 +267,54 @@ def grows(answer: float | EllipsisType, recipe: Settings, num_frames: int) -> No
             "much is left if the straight line is followed down to no frames at all?"
         )
     print(f"[OK] {answer / 2**30:.2f} GiB, and predicted are {truth / 2**30:.2f}.")
+
+
+def pays_off(videos: float | EllipsisType, result: Benchmark) -> None:
+    """Is this the number of videos after which `compiled` has paid for its warm-up, within 2%?"""
+    if _waiting(videos):
+        return
+    truth = result.break_even("compiled", to="eager")
+    if not isinstance(videos, (int, float)):
+        raise NotYet(f"Expected a number of videos, got {type(videos).__name__}.")
+    if truth == float("inf") != videos:
+        raise NotYet(
+            f"Expected a number that says never, got {videos:g}. Which of the two is faster "
+            "once it is warm?"
+        )
+    if videos != truth and abs(videos - truth) > 0.02 * truth + 0.01:
+        much = "too many" if videos > truth else "too few"
+        raise NotYet(
+            f"{videos:.1f} videos are {much}. What does the first call cost that later ones do "
+            "not, and what does each later one give back?"
+        )
+    told = "never, here" if truth == float("inf") else f"after {truth:.1f} videos"
+    print(f"[OK] Compiling pays off {told}.")
+
+
+def bargain(
+    run: Callable[[], Frames] | EllipsisType, exact: Frames, tflop: float, psnr: float
+) -> None:
+    """Does `run()` make `exact` within `psnr` dB, with `tflop` 10^12 operations at most?"""
+    if _waiting(run):
+        return
+    if not callable(run):
+        raise NotYet(
+            f"Expected a function that makes a video, got {type(run).__name__}. "
+            "It reads lambda: short_cut(...)."
+        )
+    made: list[Frames] = []
+    took = count_tflop(lambda: made.append(run()))
+    lost = _loss(_video(made[0]), exact)
+    if took > tflop:
+        raise NotYet(
+            f"Expected at most {tflop:.2g} TFLOP, got {took:.2g}. Which short cut leaves work out?"
+        )
+    if lost.psnr < psnr:
+        raise NotYet(
+            f"It is cheap enough with {took:.2g} TFLOP, but {lost.psnr} from the exact frames, and "
+            f"{psnr:g} were expected. Which steps matter least?"
+        )
+    print(f"[OK] {took:.2g} TFLOP, {lost.psnr} from the exact frames.")
 
 
 def _predicted(settings: Settings | EllipsisType, num_frames: int = 25) -> Prediction:

@@ -299,6 +299,11 @@ def roofline(run: Run, dtype: torch.dtype | None = None) -> Roofline:
     return Roofline(kinds, tflop, seconds, 2 * size**3 / fastest / 1e12, 2 * source.nbytes / copied)
 
 
+def count_tflop(run: Run) -> float:
+    """10^12 floating point operations of a run that is not compiled, attention included."""
+    return sum(work.tflop for work in _watched(run).values())
+
+
 def _watched(run: Run) -> dict[str, Work]:
     """Every operation of the run, timed, counted, and put with its kind."""
     from torch.utils._python_dispatch import TorchDispatchMode
