@@ -50,9 +50,7 @@ def speed_up(pipe: StableVideoDiffusionPipeline, only: Sequence[str] | None = No
     Returns the names of what was put on. Memory settings come first: `svdnb.apply` takes speed-ups
     off. Raises SpeedError for names that mean nothing, and for a named one that cannot work here.
     """
-    import torch
-
-    device = "cuda" if pipe.device.type == "cuda" or torch.cuda.is_available() else "cpu"
+    device = "cuda" if pipe._execution_device.type == "cuda" else "cpu"
     wanted = BEST[device] if only is None else tuple(only)
     if unknown := set(wanted) - set(SPEED_UPS):
         names = ", ".join(map(repr, sorted(unknown)))
