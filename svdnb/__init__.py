@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from svdnb.pictures import ImageError as ImageError
     from svdnb.pictures import example_images as example_images
     from svdnb.pictures import load_image as load_image
+    from svdnb.ready import get_ready as get_ready
     from svdnb.settings import Settings as Settings
     from svdnb.settings import apply as apply
     from svdnb.settings import undo as undo
@@ -54,6 +55,7 @@ _HOME = {
     "CheckpointError": "checkpoints",
     "checkpoint": "checkpoints",
     "quiet": "checkpoints",
+    "get_ready": "ready",
     "studio": "controls",
     "ImageError": "pictures",
     "example_images": "pictures",

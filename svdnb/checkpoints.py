@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -96,7 +97,7 @@ def checkpoint(name: str | os.PathLike[str] = "auto") -> Checkpoint:
     if name == "auto":
         found = _from_hub("svd-xt") if memory >= ROOM_FOR_XT else _pocket()
         why = f"this GPU has {memory / 2**30:.0f} GiB" if memory else "no CUDA GPU was found"
-        rule = f"SVD-XT wants {ROOM_FOR_XT >> 30} GiB of GPU memory"
+        rule = f"SVD-XT wants {ROOM_FOR_XT >> 30} GiB of GPU memory{_how_to_switch(memory)}"
         return replace(found, description=f"{found.description}; {why}, {rule}")
     if name == "pocket":
         return _pocket()
@@ -186,6 +187,20 @@ def _gpu_memory() -> int:
         return 0
     total: int = torch.cuda.get_device_properties(0).total_memory
     return total
+
+
+def _how_to_switch(memory: int) -> str:
+    if memory >= ROOM_FOR_XT or not on_colab():
+        return ""
+    return ". For a GPU choose Runtime > Change runtime type > T4 GPU, then run all cells again"
+
+
+def on_colab() -> bool:
+    """Is this a Colab session?"""
+    try:
+        return importlib.util.find_spec("google.colab") is not None
+    except ModuleNotFoundError:  # there is no google at all
+        return False
 
 
 def _device() -> dict[str, Any]:
