@@ -27,9 +27,8 @@ def picture(size: tuple[int, int] = (64, 32), seed: int = 0) -> Image.Image:
 
 def test_a_stub_waits_without_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     check.animated(..., ..., CHECKPOINT)
-    check.same_video(..., [picture()])
     check.lasts(..., seconds=4)
-    assert capsys.readouterr().out.count("Waiting for you") == 3
+    assert capsys.readouterr().out.count("Waiting for you") == 2
 
 
 def test_a_right_answer_is_praised(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -70,7 +69,7 @@ def test_a_video_of_the_wrong_length_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_hint_shows_no_trace_in_a_notebook() -> None:
-    assert check.NotYet("Look again.")._render_traceback_() == ["NotYet: Look again."]
+    assert check.NotYet("Wrong.", "Why?")._render_traceback_() == ["NotYet: Wrong. Why?"]
 
 
 # --- micro-conditioning ---------------------------------------------------------------------------
@@ -215,3 +214,44 @@ def test_a_wrong_number_of_bytes_has_its_hint() -> None:
         check.grows(unet_step(25), RECIPE, 20)
     with pytest.raises(check.NotYet, match="a number of bytes, got str"):
         check.grows("6.6 GiB", RECIPE, 20)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_misses", {})
+    monkeypatch.setattr(check, "_solved", set())
+
+
+def shown(frames: list[Image.Image]) -> str:
+    """What the notebook shows under the cell when this answer is wrong."""
+    with pytest.raises(check.NotYet) as miss:
+        check.animated(frames, picture(), CHECKPOINT)  # type: ignore[arg-type]
+    return "\n".join(miss.value._render_traceback_())
+
+
+def test_first_what_was_expected_then_how_to_find_it(nothing_tried: None) -> None:
+    first, second = shown([picture()] * 3), shown([picture()] * 2)
+    assert "Expected 5 frames, got 3." in first
+    assert "`num_frames`" not in first
+    assert "Expected 5 frames, got 2. What happens if you leave `num_frames`" in second
+
+
+def test_progress_is_told_at_the_end(
+    nothing_tried: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    video = [picture()] * 5
+    check.animated(video, picture(), CHECKPOINT)  # type: ignore[arg-type]
+    check.reaches(..., picture(), motion=1, likeness=30)  # type: ignore[arg-type]
+    with pytest.raises(check.NotYet):
+        check.lasts("nowhere.mp4", seconds=4)
+    check.same_video(video, video)  # proves something, and is no exercise
+    capsys.readouterr()
+    check.progress()
+    told = capsys.readouterr().out
+    assert told.startswith("1 of 3 exercises solved.\n[OK] animated\n[ ]  reaches\n[ ]  lasts\n")
+    check.lasts(save(video, tmp_path / "slow.mp4", fps=5 / 4), seconds=4)
+    shown([picture()])  # solved once, then broken again
+    capsys.readouterr()
+    check.progress()
+    told = capsys.readouterr().out
+    assert told.startswith("1 of 3 exercises solved.\n[ ]  animated\n[ ]  reaches\n[OK] lasts\n")
