@@ -177,9 +177,9 @@ def _ffmpeg() -> Finding:
 
 def _widgets() -> Finding:
     widgets, lab = _version("ipywidgets"), _version("jupyterlab")
-    if not widgets or int(widgets.partition(".")[0]) < 8:
+    if not widgets or int(widgets.partition(".")[0]) < 7:
         found = f"ipywidgets {widgets} is too old" if widgets else "ipywidgets is not installed"
-        remedy = 'Run: pip install "ipywidgets>=8,<9"'
+        remedy = 'Run: pip install "ipywidgets>=7.7,<9"'
         return Finding("--", f"{found}: notebooks run without controls.", remedy)
     if not lab:
         what = f"ipywidgets {widgets}, but JupyterLab is not installed here."

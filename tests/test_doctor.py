@@ -124,8 +124,8 @@ TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = 
         "--", "ipywidgets is not installed", "pip install",
     ),
     "old widgets": (
-        lambda m: versions(m, ipywidgets="7.7.1"),
-        "--", "ipywidgets 7.7.1 is too old", "pip install",
+        lambda m: versions(m, ipywidgets="6.0.1"),
+        "--", "ipywidgets 6.0.1 is too old", "pip install",
     ),
     "no lab": (
         lambda m: versions(m, jupyterlab=None),

@@ -42,7 +42,7 @@ FLOORS = (
     | {"lower", "full_size", "counting", "exact", "lossy"},
     {"checkpoints", "generation", "gallery", "pocket.train", "settings", "meter", "speed"},
     {"memory", "speed_ups"},
-    {"check", "doctor", "controls", "pocket.report", "budget", "charts"},
+    {"ready", "check", "doctor", "controls", "pocket.report", "budget", "charts"},
     {"__main__"},
 )
 

@@ -28,7 +28,7 @@ else:
     import tomli as tomllib
 
 pytestmark = pytest.mark.skipif(
-    sys.platform == "win32" or shutil.which("git") is None, reason="needs git and symbolic links"
+    sys.platform == "win32" or shutil.which("git") is None, reason="needs git and a POSIX venv"
 )
 
 PROJECT = tomllib.loads((style.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -57,10 +57,11 @@ class Session:
         self.folder = folder
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
         (self.packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+        borrowed: set[str] = set()
         for name in REAL:
-            self._borrow(name, set())
+            self._borrow(name, borrowed)
         for wanted in map(Requirement, PROJECT["dependencies"]):
-            if wanted.name in (*REAL, without):
+            if wanted.name in {*borrowed, without}:
                 continue
             lowest = next(spec.version for spec in wanted.specifier if spec.operator == ">=")
             self.put(wanted.name, versions.get(wanted.name, lowest))
@@ -92,8 +93,11 @@ class Session:
             return
         seen.add(found.name)
         for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
-            if not (self.packages / top).exists():
-                (self.packages / top).symlink_to(str(found.locate_file(top)))
+            there, here = Path(str(found.locate_file(top))), self.packages / top
+            if there.is_dir():
+                shutil.copytree(there, here, dirs_exist_ok=True)
+            else:
+                shutil.copy(there, here)
         for line in found.requires or []:
             if "extra" not in line:
                 self._borrow(Requirement(line).name, seen)
