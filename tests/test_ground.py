@@ -350,7 +350,7 @@ def test_links_within_the_repository_lead_somewhere() -> None:
         text = document.read_text(encoding="utf-8")
         links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
         for link in links:
-            target = re.sub(r"^https://github\.com/svdnb/svdnb/(?:blob|tree)/main/", "/", link)
+            target = re.sub(rf"^{PROJECT['urls']['Repository']}/(?:blob|tree)/main/", "/", link)
             path = target.partition("#")[0]
             if not path or re.match(r"[a-z]+:", path):
                 continue

@@ -80,7 +80,7 @@ class Session:
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": f"url.file://{repository}.insteadOf",
-            "GIT_CONFIG_VALUE_0": "https://github.com/svdnb/svdnb",
+            "GIT_CONFIG_VALUE_0": PROJECT["urls"]["Repository"],
         }
 
     def _borrow(self, name: str, seen: set[str]) -> None:
