@@ -1,4 +1,4 @@
-"""The command line: `python -m svdnb animate photo.jpg`, `fit --vram 6`, and `doctor`."""
+"""The command line: `python -m svdnb animate photo.jpg`, `fit`, `prefetch` and `doctor`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote, urlparse
 
 import svdnb
-from svdnb.checkpoints import NATIVE_STEPS
+from svdnb.checkpoints import HUB, NATIVE_STEPS
 from svdnb.pictures import upright
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ exit codes:
   1    doctor only: something is missing, and the report names the remedy
   2    the command or one of its arguments is wrong
   3    the picture could not be read
-  4    the checkpoint cannot be used
+  4    the checkpoint cannot be used, or not be fetched
   5    the video could not be made or written, for example for lack of memory
   6    fit only: nothing fits, and the answer names the nearest that would
   130  interrupted with Ctrl-C; no unfinished file is left
@@ -48,6 +48,14 @@ examples:
   python -m svdnb fit --vram 6
   python -m svdnb fit --vram 4 --checkpoint svd --num-frames 14
   python -m svdnb fit
+
+"""
+
+
+PREFETCH_EXAMPLES = """\
+examples:
+  python -m svdnb prefetch svd-xt --to checkpoints/svd-xt
+  python -m svdnb prefetch svd-xt --to checkpoints/svd-xt --accept-licence
 
 """
 
@@ -113,6 +121,39 @@ def fit(options: argparse.Namespace) -> int:
         raise _Stop(str(error), CHECKPOINT) from None
     print(f"{found}\n\n{found.code}", end="")
     return DONE
+
+
+def prefetch(options: argparse.Namespace) -> int:
+    """Fetch a checkpoint into a folder, verify it, and say how to use it."""
+    from svdnb.prefetch import prefetch
+
+    def accepts(licence: str) -> bool:
+        print(licence)
+        return options.accept_licence or _says_yes("Do you accept this licence? [y/N] ")
+
+    folder = options.to.expanduser()
+    print("Comparing sizes and hashes.", file=sys.stderr)
+    try:
+        prefetch(options.checkpoint, folder, accepts)
+    except svdnb.CheckpointError as error:
+        raise _Stop(str(error), CHECKPOINT) from None
+    except OSError as error:
+        raise _Stop(f"{folder} cannot be written ({error.strerror}).", CHECKPOINT) from None
+    except KeyboardInterrupt:
+        raise _Stop(
+            "Interrupted. The same command goes on where this one stopped.", INTERRUPTED
+        ) from None
+    print(
+        f"{folder} holds {options.checkpoint}, whole and verified. To use it:\n"
+        f"  SVDNB_CHECKPOINT={folder.resolve()}"
+    )
+    return DONE
+
+
+def _says_yes(question: str) -> bool:
+    if not sys.stdin.isatty():
+        return False
+    return input(question).strip().lower() in {"y", "yes"}
 
 
 def animate(options: argparse.Namespace) -> int:
@@ -355,6 +396,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--height", type=_whole(64, 4096, 8), metavar="N", help="pixels, a multiple of 8")
     add("--steps", type=_whole(1, 1000), default=NATIVE_STEPS, metavar="N",
         help=f"denoising steps (default: {NATIVE_STEPS})")  # fmt: skip
+
+    command = commands.add_parser(
+        "prefetch",
+        help="a checkpoint into a folder, for rooms without a connection",
+        description="Fetch SVD or SVD-XT (4.5 GB) into a folder and verify every file. The same "
+        "command goes on where an earlier one stopped, and verifies a copy without a connection.",
+        epilog=PREFETCH_EXAMPLES + EXIT_CODES,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=prefetch)
+    add = command.add_argument
+    add("checkpoint", choices=list(HUB), metavar="NAME", help="svd or svd-xt")
+    add("--to", type=Path, required=True, metavar="DIR", help="a new folder, or an earlier try's")
+    add("--accept-licence", action="store_true",
+        help="say yes to the licence, which is printed and otherwise asked for")  # fmt: skip
 
     command = commands.add_parser(
         "doctor",

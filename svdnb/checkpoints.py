@@ -276,13 +276,13 @@ def _index(folder: Path) -> dict[str, Any]:
     if folder.is_file():
         raise CheckpointError(
             f"{folder} is a single file. svdnb needs a folder in diffusers' layout, with a "
-            f"model_index.json: {_fetch('svd-xt')}"
+            f"model_index.json: {_FETCH}"
         )
     file = folder / "model_index.json"
     if not file.is_file():
         raise CheckpointError(
             f"{folder} has no model_index.json, so it is not in diffusers' layout. Point to the "
-            f"folder that holds it, or fetch one: {_fetch('svd-xt')}"
+            f"folder that holds it, or fetch one: {_FETCH}"
         )
     index = _json(file)
     if index.get("_class_name") != "StableVideoDiffusionPipeline":
@@ -357,13 +357,25 @@ def _whole(file: Path) -> bool:
 def _incomplete(folder: Path, what: str) -> str:
     return (
         f"The checkpoint in {folder} is incomplete: {what}. Run the download again, it goes on "
-        f"where it stopped: {_fetch('svd-xt', folder)}"
+        f"where it stopped: {_repair(folder)}"
     )
 
 
-def _fetch(name: str, folder: Path | str = "DIR") -> str:
-    hub_id, _ = HUB[name]
+_FETCH = "python -m svdnb prefetch svd-xt --to DIR"
+
+
+def _repair(folder: Path | str) -> str:
+    """Whoever filled this folder, this fills it up."""
+    hub_id, _ = HUB["svd-xt"]
     return f'hf download {hub_id} --include "*.json" "*.fp16.safetensors" --local-dir {folder}'
+
+
+def how_to_log_in(hub_id: str) -> str:
+    """For a hub that says no, or "not found", which is what it says to strangers."""
+    return (
+        f"The Hugging Face Hub does not give {hub_id} to you yet. Accept its licence at "
+        f"https://huggingface.co/{hub_id}, then log in with `hf auth login` and try again."
+    )
 
 
 def _why_not(wanted: Checkpoint, error: Exception) -> str:
@@ -380,22 +392,18 @@ def _why_not(wanted: Checkpoint, error: Exception) -> str:
     if wanted.name not in HUB:
         return (
             f"{wanted.description} could not be loaded: {error}. If the folder was changed, "
-            f"fetch it again: {_fetch('svd-xt')}"
+            f"fetch it again: {_FETCH}"
         )
-    page = f"https://huggingface.co/{wanted.path}"
-    # A hub that wants a login says "not found" to strangers.
     if any(isinstance(cause, (GatedRepoError, RepositoryNotFoundError)) for cause in chain):
-        return (
-            f"The Hugging Face Hub does not give {wanted.path} to you yet. Accept its licence at "
-            f"{page}, then log in with `hf auth login` and try again."
-        )
+        return how_to_log_in(wanted.path)
     if any(isinstance(cause, OSError) for cause in chain):
         return (
             f"{wanted.path} is not on this machine, or not all of it, and could not be fetched. "
-            f"With a connection, run `{_fetch(wanted.name)}` and set SVDNB_CHECKPOINT=DIR. "
+            f"With a connection, run `{_FETCH.replace('svd-xt', wanted.name)}` and set "
+            "SVDNB_CHECKPOINT=DIR. "
             "Without one, use Pocket SVD: svdnb.checkpoint('pocket')."
         )
-    return f"{wanted.path} could not be loaded: {error}. Look at its page: {page}"
+    return f"{wanted.path} could not be loaded: {error}. Look at its page: https://huggingface.co/{wanted.path}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -220,7 +220,7 @@ def test_a_folder_that_cannot_be_used_is_explained(folder: Path, breakage: str) 
     with pytest.raises(CheckpointError, match=re.escape(why)) as caught:
         svdnb.checkpoint(folder)
     assert str(folder) in str(caught.value)
-    assert "hf download" in str(caught.value) or "Point to" in str(caught.value)
+    assert re.search("hf download|prefetch svd-xt|Point to", str(caught.value))
 
 
 def test_a_name_or_a_file_that_is_no_checkpoint_is_explained(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_the_import_is_silent_and_a_checkpoint_not_fetched_before_is_explained(
         check=True,
     )
     assert done.stderr.startswith("imported\n")
-    assert f"hf download {XT} --include" in done.stdout
+    assert "python -m svdnb prefetch svd-xt --to DIR" in done.stdout
     assert "SVDNB_CHECKPOINT=DIR" in done.stdout
 
 
@@ -282,9 +282,9 @@ def raised_while_handling(error: Exception) -> Exception:
             GatedRepoError("401", response=httpx.Response(401, request=httpx.Request("GET", "x:"))),
             rf"https://huggingface.co/{XT}, then log in with `hf auth login`",
         ),
-        (LocalEntryNotFoundError("nothing in the cache"), f"hf download {XT}"),
+        (LocalEntryNotFoundError("nothing in the cache"), "prefetch svd-xt --to DIR"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), "Close other programs"),
-        (RuntimeError("size mismatch"), "Cannot load model|size mismatch|hf download"),
+        (RuntimeError("size mismatch"), "prefetch svd-xt --to DIR"),
     ],
 )
 def test_a_hub_that_gives_nothing_is_explained(

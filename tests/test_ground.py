@@ -41,7 +41,7 @@ FLOORS = (
     {"pictures", "videos", "motion", "preview", "recipe", "pocket", "pocket.scenes"}
     | {"lower", "full_size", "counting", "exact", "lossy"},
     {"checkpoints", "generation", "gallery", "pocket.train", "settings", "meter", "speed"},
-    {"memory", "speed_ups"},
+    {"memory", "speed_ups", "prefetch"},
     {"ready", "check", "doctor", "controls", "pocket.report", "budget", "charts"},
     {"__main__"},
 )
