@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-DONE, USAGE, PICTURE, CHECKPOINT, GENERATION, NO_FIT, INTERRUPTED = 0, 2, 3, 4, 5, 6, 130
+DONE, NOT_READY, USAGE, PICTURE, CHECKPOINT, GENERATION, NO_FIT = range(7)
+INTERRUPTED = 130
 
 EXIT_CODES = """\
 exit codes:
   0    done (doctor: a video can be made here)
-  1    doctor only: something is missing, and the report names the remedy
+  1    doctor only: something is missing here, or on a seat, and the report names the remedy
   2    the command or one of its arguments is wrong
   3    the picture could not be read
   4    the checkpoint cannot be used, or not be fetched
@@ -60,6 +61,15 @@ examples:
 """
 
 
+DOCTOR_EXAMPLES = """\
+examples:
+  python -m svdnb doctor
+  python -m svdnb doctor --save reports --seat 07
+  python -m svdnb doctor --table reports
+
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says, and return the exit code (see `--help`)."""
     options = _parser().parse_args(arguments)
@@ -86,11 +96,27 @@ def _complain(sentence: str, code: int) -> int:
 # --- the commands ---------------------------------------------------------------------------------
 
 
-def doctor(_: argparse.Namespace) -> int:
-    """Print what this machine can do, and the remedy for what it cannot."""
-    from svdnb.doctor import main
+def doctor(options: argparse.Namespace) -> int:
+    """Print what this machine can do, and the remedy for what it cannot; or all seats' reports."""
+    from svdnb.doctor import report
+    from svdnb.seats import SeatError, is_ready, load_reports, save_report, table
 
-    return main()
+    try:
+        if options.table:
+            reports = load_reports(options.table)
+            print(table(reports))
+            return DONE if all(map(is_ready, reports.values())) else NOT_READY
+        findings = report()
+        print(*findings.values(), sep="\n")
+        if options.save:
+            print(f"Saved {save_report(findings, options.save, options.seat)}")
+    except SeatError as error:
+        raise _Stop(str(error), USAGE) from None
+    if not is_ready(findings):
+        print("A video cannot be made here yet: see [FAIL] above.")
+        return NOT_READY
+    print("A video can be made here: python -m svdnb animate")
+    return DONE
 
 
 def fit(options: argparse.Namespace) -> int:
@@ -417,10 +443,16 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="what this machine can do, and the remedy for what it cannot",
         description="Look at Python, PyTorch, memory, GPU, ffmpeg, widgets, disk and checkpoint.",
-        epilog=EXIT_CODES,
+        epilog=DOCTOR_EXAMPLES + EXIT_CODES,
         formatter_class=raw,
+        allow_abbrev=False,
     )
     command.set_defaults(run=doctor)
+    add = command.add_argument
+    add("--save", type=Path, metavar="DIR", help="leave the report in this folder, too")
+    add("--seat", metavar="NAME", help="the report's name (default: this machine's name)")
+    add("--table", type=Path, metavar="DIR",
+        help="show the reports in this folder instead, in one table")  # fmt: skip
     return parser
 
 

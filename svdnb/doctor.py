@@ -35,10 +35,10 @@ class Finding:
         return f"{f'[{self.mark}]':<6} {self.what}{remedy}"
 
 
-def report() -> list[Finding]:
+def report() -> dict[str, Finding]:
     """Look at Python, torch, diffusers, memory, GPU, ffmpeg, widgets, disk and checkpoint.
 
-    A picture can become a video here if no finding is marked FAIL.
+    Each has its finding, under its name; a picture can become a video if none is marked FAIL.
     """
     checks: dict[str, Callable[[], Finding]] = {
         "Python": _python,
@@ -52,19 +52,7 @@ def report() -> list[Finding]:
         "Disk": _disk,
         "Checkpoint": _checkpoint,
     }
-    return [_examined(name, check) for name, check in checks.items()]
-
-
-def main() -> int:
-    """Print the report. Returns 0 if a picture can become a video here, else 1."""
-    findings = report()
-    for finding in findings:
-        print(finding)
-    if any(finding.mark == "FAIL" for finding in findings):
-        print("A video cannot be made here yet: see [FAIL] above.")
-        return 1
-    print("A video can be made here: python -m svdnb animate")
-    return 0
+    return {name: _examined(name, check) for name, check in checks.items()}
 
 
 def _examined(name: str, check: Callable[[], Finding]) -> Finding:

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import svdnb
-from svdnb import checkpoints, doctor
+from svdnb import checkpoints, doctor, seats
 from svdnb.__main__ import main
 
 GIB = 2**30
@@ -77,6 +77,8 @@ def says(stdout: str) -> Callable[..., Any]:
     return lambda *_, **__: SimpleNamespace(stdout=stdout)
 
 
+FINE = doctor.Finding("OK", "fine")
+NO_FFMPEG = doctor.Finding("FAIL", "no ffmpeg", "install it")
 TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = {
     "Python": (
         lambda m: m.setattr(platform, "python_version_tuple", lambda: ("3", "9", "1")),
@@ -158,7 +160,7 @@ TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = 
 def test_trouble_is_named_with_its_remedy(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cause, mark, what, remedy = TROUBLE[trouble]
     cause(monkeypatch)
-    found = [f for f in doctor.report() if what in f.what]
+    found = [f for f in doctor.report().values() if what in f.what]
     assert [f.mark for f in found] == [mark]
     assert remedy in found[0].remedy
 
@@ -174,7 +176,7 @@ def test_a_healthy_machine_passes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_large_gpu_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu(monkeypatch, 15, 16)
     monkeypatch.setattr(checkpoints, "_gpu_memory", lambda: 16 * GIB)
-    lines = [str(finding) for finding in doctor.report()]
+    lines = [str(finding) for finding in doctor.report().values()]
     assert any(line.startswith("[OK]") and "Tesla T4" in line for line in lines)
     assert "[OK]   15.0 of 16.0 GiB of GPU memory are free" in lines
 
@@ -182,11 +184,73 @@ def test_a_large_gpu_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_exit_code_tells_whether_a_video_can_be_made(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    findings = [doctor.Finding("OK", "fine"), doctor.Finding("--", "no GPU", "buy one")]
+    findings = {"Python": FINE, "GPU": doctor.Finding("--", "no GPU", "buy one")}
     monkeypatch.setattr(doctor, "report", lambda: findings)
     assert main(["doctor"]) == 0
-    findings.append(doctor.Finding("FAIL", "no ffmpeg", "install it"))
+    findings["ffmpeg"] = NO_FFMPEG
     assert main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "[FAIL] no ffmpeg\n       install it\n" in said
     assert "[--]   no GPU\n       buy one\n" in said
+
+
+# --- a classroom ----------------------------------------------------------------------------------
+
+
+def test_a_seat_leaves_its_report_and_one_table_shows_them_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "reports"
+    assert main(["doctor", "--save", str(folder), "--seat", "01"]) == 0
+    assert f"Saved {folder / '01.json'}" in capsys.readouterr().out
+    assert main(["doctor", "--table", str(folder)]) == 0
+    for seat in ("02", "03"):
+        seats.save_report({"Python": FINE, "ffmpeg": NO_FFMPEG}, folder, seat)
+    (folder / "04.json").write_text("cut o")
+    capsys.readouterr()
+    assert main(["doctor", "--table", str(folder)]) == 1
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["seat", "Python", "PyTorch"]
+    marks = {row.split()[0]: row.split()[1:] for row in rows[:4]}
+    assert marks["01"][:2] == ["OK", "OK"]
+    assert marks["02"] == ["OK", "FAIL"]
+    assert rows[1].index("FAIL") == heading.index("ffmpeg")
+    assert marks["04"] == ["FAIL"]
+    told = "\n".join(rows)
+    assert "[FAIL] ffmpeg: no ffmpeg\n       install it\n       2 seats: 02, 03\n" in told
+    assert "04.json cannot be read." in told
+    assert "       seat: 01\n" in told, "no GPU there, and that is told as well"
+    assert rows[-1] == "1 of 4 seats can make a video."
+
+
+def test_a_seat_reports_again_but_never_over_another_machines_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "lab-pc")
+    path = seats.save_report({"ffmpeg": NO_FFMPEG}, tmp_path)
+    assert path == tmp_path / "lab-pc.json"
+    seats.save_report({"ffmpeg": FINE}, tmp_path)
+    before = path.read_bytes()
+    assert b"FAIL" not in before
+    monkeypatch.setattr(seats, "OF_THIS_MACHINE", "another")
+    assert main(["doctor", "--save", str(tmp_path)]) == 2
+    assert "Name this one: --seat NAME" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--table", "nowhere"], "There is no report in nowhere"),
+        (["--save", "reports", "--seat", "../x"], "is no name for a seat"),
+        (["--save", str(Path(__file__) / "reports")], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_saved_or_shown_is_told_in_a_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("svdnb: ")
+    assert sentence in said

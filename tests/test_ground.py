@@ -43,6 +43,7 @@ FLOORS = (
     {"checkpoints", "generation", "gallery", "pocket.train", "settings", "meter", "speed"},
     {"memory", "speed_ups", "prefetch"},
     {"ready", "check", "doctor", "controls", "pocket.report", "budget", "charts"},
+    {"seats"},
     {"__main__"},
 )
 
