@@ -1,6 +1,8 @@
 # make demo    animate the example picture:  make demo IMAGE=photo.jpg OUT=my.mp4  for your own
 # make test    every test, every notebook
 # make lab     JupyterLab, open at the first notebook
+# make site    documents and executed notebooks as pages, in build/site: some ten minutes
+# make wheelhouse   everything that seats without a connection install: see docs/instructors.md
 # make bench   how fast, measured on this machine: some 20 minutes; rewrites README's table
 # make lint    what CI asks of the style;  make format  repairs most of it
 # make clean   remove what make made
@@ -30,17 +32,24 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=400
 TESTING := OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 SVDNB_CHECKPOINT=pocket \
   SVDNB_CACHE="$(CURDIR)/build/predictions" TORCHINDUCTOR_CACHE_DIR="$(CURDIR)/build/compiled"
 
-.PHONY: demo test lab bench lint format clean
+.PHONY: demo test lab site wheelhouse bench lint format clean
 
 demo: $(VENV)/demo.done
 	$(PY) -m svdnb animate $(if $(IMAGE),"$$IMAGE") $(if $(OUT),-o "$$OUT")
 
 test: $(VENV)/test.done
 	$(TESTING) $(PY) -m pytest -q -rs tests
-	$(TESTING) $(PY) -m pytest -q $(NBVAL) notebooks
+	$(TESTING) PYTHONPATH="$(CURDIR)/tests/cable_out" $(PY) -m pytest -q $(NBVAL) notebooks
 
 lab: $(VENV)/lab.done
 	$(PY) -m jupyterlab notebooks/01_basic_generation.ipynb
+
+site: $(VENV)/test.done
+	OMP_WAIT_POLICY=PASSIVE $(PY) tools/build_site.py
+
+wheelhouse: $(VENV)/venv.done
+	$(PY) -m pip download -q -d wheelhouse -c constraints.txt --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PY) -m pip download -q -d wheelhouse -c constraints.txt --find-links wheelhouse setuptools ".[lab]"
 
 bench: $(VENV)/demo.done
 	OMP_WAIT_POLICY=PASSIVE $(PY) benchmarks/speed.py --readme
@@ -48,7 +57,7 @@ bench: $(VENV)/demo.done
 lint: $(VENV)/test.done
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy svdnb
+	$(PY) -m mypy svdnb tools
 	$(PY) -m nbstripout --keep-id --verify $(NOTEBOOKS)
 
 format: $(VENV)/test.done
@@ -69,7 +78,7 @@ $(VENV)/venv.done:
 
 $(VENV)/demo.done: EXTRAS :=
 $(VENV)/lab.done: EXTRAS := [lab]
-$(VENV)/test.done: EXTRAS := [lab,test,dev]
+$(VENV)/test.done: EXTRAS := [lab,test,dev,site]
 $(VENV)/test.done: ALSO := $(VENV)/lab.done $(VENV)/demo.done
 $(VENV)/lab.done: ALSO := $(VENV)/demo.done
 

@@ -233,7 +233,7 @@ def table(record: dict[str, Any]) -> str:
         f"{', ' + machine['cpu'] if machine['gpu'] == 'CPU' else ''}, {record['threads']} threads, "
         f"torch {versions['torch']}, diffusers {versions['diffusers']}:",
         "",
-        "| | times as fast (95%) | warm-up | against the plain frames |",
+        "| setting | times as fast (95%) | warm-up | against the plain frames |",
         "| --- | --- | --- | --- |",
     ]
     for row in record["rows"]:

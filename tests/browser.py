@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
 
 QUIET = [
     "--no-sandbox",
@@ -39,3 +40,13 @@ def launch_chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=executable, args=QUIET)
         yield browser
         browser.close()
+
+
+def accessibility_problems(page: Page, within: str | None = None) -> list[str]:
+    """What axe-core finds (names, roles, contrast, keyboard...), one line a problem."""
+    found = Axe().run(page, context=within).response["violations"]
+    return [
+        f"{problem['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for problem in found
+        for node in problem["nodes"]
+    ]

@@ -1,10 +1,17 @@
 """Every test runs offline, with the checkpoint that comes along, and shares the machine."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from notebook_style import ROOT
+from offline import CableOut
+
+sys.path.insert(0, str(ROOT / "tools"))
+import build_site
 
 # Before torch is imported: OpenMP reads its settings once.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -22,3 +29,12 @@ def _own_predictions() -> Iterator[None]:
         os.environ["SVDNB_CACHE"] = folder
         yield
         del os.environ["SVDNB_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def first_notebook(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CableOut]:
+    """Notebook 01, executed with the network cable out."""
+    folder = tmp_path_factory.mktemp("executed")
+    cable_out = CableOut(folder / "tried")
+    notebook = ROOT / "notebooks" / "01_basic_generation.ipynb"
+    return build_site.execute(notebook, folder, cable_out.environment), cable_out

@@ -1,0 +1,30 @@
+"""A machine with the network cable out, where nobody has told the libraries so."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from notebook_style import ROOT
+
+
+@dataclass(frozen=True)
+class CableOut:
+    """The environment of a learner without a connection, and what was tried all the same."""
+
+    log: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+        own = {
+            "PYTHONPATH": str(ROOT / "tests" / "cable_out"),
+            "CABLE_OUT_LOG": str(self.log),
+            "HF_HOME": str(self.log.with_name("hf")),
+        }
+        return kept | own
+
+    @property
+    def tried(self) -> list[str]:
+        return self.log.read_text(encoding="utf-8").split() if self.log.exists() else []
