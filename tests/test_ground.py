@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,8 @@ def test_pins_lie_within_the_ranges(python: str, system: str) -> None:
     extras = PROJECT["optional-dependencies"].values()
     for line in [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]:
         wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"sys_platform": system}):
+            continue
         name = canonicalize_name(wanted.name)
         assert name in pinned, f"constraints.txt has no pin for {wanted.name}"
         assert wanted.specifier.contains(pinned[name]), f"{name} {pinned[name]} is outside {line}"
@@ -195,10 +199,9 @@ def test_ranges_are_capped_above_and_below() -> None:
 
 
 def test_the_version_is_the_same_everywhere() -> None:
-    version = svdnb.__version__
-    assert PROJECT["version"] == version
+    assert PROJECT["version"] == svdnb.__version__
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.findall(r"^## \[?([\d.]+)", changes, re.MULTILINE)[0] == version
+    assert re.findall(r"^## \[?([\d.]+)", changes, re.MULTILINE)[0] == svdnb.__version__
 
 
 def test_the_same_pythons_everywhere() -> None:
@@ -234,7 +237,7 @@ def conda(path: str) -> tuple[str, list[str]]:
 def test_the_conda_environment_agrees_with_the_metadata() -> None:
     python, pip = conda("environment.yml")
     assert SpecifierSet(PROJECT["requires-python"]).contains(python)
-    assert pip == ["-c constraints.txt", "-e .[lab]"]
+    assert pip == ["-c constraints.txt", "torch", "-e .[lab]"]
     assert "lab" in PROJECT["optional-dependencies"]
 
 
@@ -251,6 +254,56 @@ def test_binder_installs_the_package_and_stops_when_that_fails() -> None:
     assert any("-c constraints.txt -e ." in line for line in script)
     mode = git("ls-files", "--stage", "binder/postBuild", ".ci/run")
     assert [line.split()[0] for line in mode.splitlines()] == ["100755", "100755"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="repo2docker needs a POSIX system")
+def test_repo2docker_plans_to_build_binders_environment() -> None:
+    command = [Path(sys.executable).with_name("jupyter-repo2docker"), "--no-build", "--debug"]
+    done = subprocess.run([*command, ROOT], capture_output=True, text=True)
+    plan = done.stdout + done.stderr
+    assert done.returncode == 0, plan
+    python, _ = conda("binder/environment.yml")
+    assert f"Building conda environment for python={python}" in plan
+    assert '--file "binder/environment.yml"' in plan
+    assert "RUN ./binder/postBuild" in plan
+
+
+def borrowing_venv(folder: Path) -> Path:
+    """The Python of a fresh venv that finds what is installed here, as an index would offer it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    found = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    packages = subprocess.run([python, "-c", found], capture_output=True, text=True, check=True)
+    here = sysconfig.get_path("purelib")
+    (Path(packages.stdout.strip()) / "borrowed.pth").write_text(here, encoding="utf-8")
+    return python
+
+
+@pytest.mark.parametrize("path", ["environment.yml", "binder/environment.yml"])
+def test_the_pip_lines_install_in_a_fresh_venv(tmp_path: Path, path: str) -> None:
+    """As conda has pip read them, from beside the file; what they name is at hand already."""
+    if path.startswith("binder") and not version("torch").endswith("+cpu"):
+        pytest.skip("Binder has PyTorch's CPU build for Linux, and this machine has another")
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "LICENSE-CC-BY-4.0"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "svdnb").mkdir()
+    shutil.copy(PACKAGE / "__init__.py", tmp_path / "svdnb")
+    _, lines = conda(path)
+    if path.startswith("binder"):  # the rest of its work
+        script = (ROOT / "binder" / "postBuild").read_text(encoding="utf-8")
+        (install,) = re.findall(r"^python -m pip install (.*)$", script, re.MULTILINE)
+        lines = [*lines, *re.findall(r"-[ce] \S+", install)]
+    (tmp_path / "pip.txt").write_text("\n".join(lines), encoding="utf-8")
+    python = borrowing_venv(tmp_path / "venv")
+    offline = {**os.environ, "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "-r", "pip.txt"],
+        cwd=tmp_path, env=offline, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ask = "import svdnb, importlib.metadata as m; print(svdnb.__file__, m.version('svdnb'))"
+    answer = subprocess.run([python, "-c", ask], cwd="/", capture_output=True, text=True)
+    assert answer.stdout.split() == [str(tmp_path / "svdnb/__init__.py"), svdnb.__version__]
 
 
 # --- make -----------------------------------------------------------------------------------------
