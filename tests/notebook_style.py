@@ -84,3 +84,15 @@ def names_used(notebook: Any) -> Iterator[str]:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             yield from DOTTED.findall(cell.source)
+
+
+def values_of(argument: str, code: str) -> list[int]:
+    """What calls give this argument; fails for anything but a number."""
+    tree = ast.parse(TransformerManager().transform_cell(code))
+    return [
+        ast.literal_eval(keyword.value)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+        if keyword.arg == argument
+    ]
