@@ -64,11 +64,20 @@ def _lacking() -> tuple[list[Requirement], list[Requirement]]:
 
 
 def _install(wanted: list[Requirement]) -> None:
-    renewed = {requirement.name for requirement in wanted}
+    from packaging.utils import canonicalize_name
+
+    # A library may call itself huggingface_hub, and be required as huggingface-hub.
+    renewed = {canonicalize_name(requirement.name) for requirement in wanted}
     kept = {
         f"{found.name}=={found.version}"
         for found in importlib.metadata.distributions()
-        if found.name and found.name not in renewed
+        if found.name and canonicalize_name(found.name) not in renewed
+    }
+    in_use = {
+        canonicalize_name(name)
+        for module, names in importlib.metadata.packages_distributions().items()
+        if module in sys.modules
+        for name in names
     }
     print(f"Installing {', '.join(sorted(renewed))}; everything else stays as it is.")
     with tempfile.TemporaryDirectory() as folder:
@@ -85,8 +94,7 @@ def _install(wanted: list[Requirement]) -> None:
             "Use an environment of its own: README.md says how, in two commands."
         )
     importlib.invalidate_caches()
-    again = sorted(name for name in renewed if name.replace("-", "_") in sys.modules)
-    if again:
+    if again := sorted(renewed & in_use):
         print(f"Restart the kernel, then run this cell again: {', '.join(again)} was in use.")
 
 

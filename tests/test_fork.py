@@ -20,7 +20,7 @@ EVERY_ADDRESS = re.compile(
 )
 OTHERS = {
     "huggingface/diffusers",
-    "actions/checkout",
+    "you/svdnb",
 }
 """Repositories that we name and that are not ours."""
 

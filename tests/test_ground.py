@@ -21,6 +21,9 @@ from packaging.utils import canonicalize_name
 
 import svdnb
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import commands
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -396,6 +399,15 @@ def test_make_commands_in_the_documents_exist() -> None:
         named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
         assert named <= targets, document.name
     assert {"demo", "test", "lab", "lint"} <= targets
+
+
+def test_every_command_of_the_documents_runs_or_says_why_not() -> None:
+    found = [c for document in commands.DOCUMENTS for c in commands.commands(document)]
+    lines = [command.line for command in found]
+    assert {"make demo", "make lab", "make wheelhouse"} <= set(lines)
+    assert "make demo" not in {command.line for command in found if command.reason}
+    for part in commands.NOT_HERE:
+        assert any(part in line for line in lines), f"no document has {part!r} any more"
 
 
 def test_links_within_the_repository_lead_somewhere() -> None:

@@ -98,6 +98,11 @@ def test_the_setup_cell_is_the_same_everywhere() -> None:
     assert tag == svdnb.__version__, "the set-up cell installs another version"
 
 
+@every_lesson
+def test_ends_with_which_exercises_are_solved(path: Path) -> None:
+    assert style.code_cells(style.read(path))[-1].source.endswith("\nsvdnb.check.progress()")
+
+
 def test_skipped_cells_are_counted_and_explained() -> None:
     cells = [cell for path in ALL for cell in style.code_cells(style.read(path))]
     skipped = [cell for cell in cells if style.tags(cell) & style.SKIP_TAGS]

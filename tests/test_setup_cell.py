@@ -70,6 +70,7 @@ class Session:
             (self.packages / name).write_text(source)
         self._offer("imageio-ffmpeg", "0.6.0")
         self._offer("diffusers", "0.42.1")
+        self._offer("huggingface-hub", "1.33.0")
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -185,11 +186,20 @@ def test_on_colab_only_what_is_missing_is_installed_and_only_once(
 def test_a_library_too_old_to_work_with_is_renewed_beside_the_torch_that_is_there(
     folder: Path, repository: Path
 ) -> None:
-    session = Session(folder, repository, "", diffusers="0.30.0", torch="2.99.0")
+    session = Session(folder, repository, "huggingface-hub", diffusers="0.30.0", torch="2.99.0")
+    session.put("huggingface_hub", "0.20.0")  # as it calls itself
     told = session.run()
-    assert "Installing diffusers; everything else stays as it is." in told, told
+    assert "Installing diffusers, huggingface-hub; everything else stays as it is." in told, told
+    assert "Restart the kernel" not in told
     found = session.installed()
     assert (found["diffusers"], found["torch"]) == ("0.42.1", "2.99.0")
+    assert found["huggingface-hub"] == "1.33.0"
+
+
+def test_a_renewed_library_that_was_in_use_wants_a_restart(folder: Path, repository: Path) -> None:
+    session = Session(folder, repository, "", diffusers="0.30.0")
+    told = session.run(f"import diffusers\n{CELL}")
+    assert "Restart the kernel, then run this cell again: diffusers was in use." in told
 
 
 @pytest.mark.parametrize("library", ["torch", "numpy"])
