@@ -44,6 +44,8 @@ def launch_chromium() -> Iterator[Browser]:
 
 def accessibility_problems(page: Page, within: str | None = None) -> list[str]:
     """What axe-core finds (names, roles, contrast, keyboard...), one line a problem."""
+    # Whatever lies in a body without height, as JupyterLab's is, passes for hidden there.
+    page.evaluate("document.body.style.minHeight = '100vh'")
     found = Axe().run(page, context=within).response["violations"]
     return [
         f"{problem['id']}: {node['html'][:200]} {node['failureSummary']}"

@@ -68,7 +68,9 @@ class Session:
         for name, source in {**MODULES, **ON_COLAB}.items():
             (self.packages / name).parent.mkdir(parents=True, exist_ok=True)
             (self.packages / name).write_text(source)
-        self._offer("imageio-ffmpeg", "0.6.0")
+        self._offer("imageio-ffmpeg", "0.5.1")
+        self._offer("imageio-ffmpeg", "0.6.0", "numpy>=99")
+        self._offer("numpy", "99.0")
         self._offer("diffusers", "0.42.1")
         self._offer("huggingface-hub", "1.33.0")
         self.environment = {
@@ -115,7 +117,7 @@ class Session:
             (self.packages / file).parent.mkdir(parents=True, exist_ok=True)
             (self.packages / file).write_text(text)
 
-    def _offer(self, name: str, version: str) -> None:
+    def _offer(self, name: str, version: str, *requires: str) -> None:
         """What an index would give."""
         module = name.replace("-", "_")
         info = f"{module}-{version}.dist-info"
@@ -123,7 +125,8 @@ class Session:
         tags = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         with zipfile.ZipFile(self.folder / f"{module}-{version}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{module}/__init__.py", "")
-            wheel.writestr(f"{info}/METADATA", _metadata(name, version))
+            needs = "".join(f"Requires-Dist: {other}\n" for other in requires)
+            wheel.writestr(f"{info}/METADATA", _metadata(name, version) + needs)
             wheel.writestr(f"{info}/WHEEL", tags)
             wheel.writestr(f"{info}/RECORD", record)
 
@@ -177,7 +180,8 @@ def test_on_colab_only_what_is_missing_is_installed_and_only_once(
     told = session.run()
     assert "Error" not in told, told
     assert "Installing imageio-ffmpeg; everything else stays as it is." in told
-    added = {"svdnb": svdnb.__version__, "imageio-ffmpeg": "0.6.0"}
+    # The newer one would have exchanged numpy.
+    added = {"svdnb": svdnb.__version__, "imageio-ffmpeg": "0.5.1"}
     assert session.installed() == before | added
     assert session.run() == "", "the second time there is nothing to do, and nothing to say"
     assert session.installed() == before | added

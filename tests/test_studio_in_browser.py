@@ -132,3 +132,9 @@ def test_everybody_can_use_it(page: Page, theme: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.locator(".svdnb-studio").screenshot(path=SCREENSHOTS / f"studio {theme}.png")
     assert accessibility_problems(page, ".svdnb-studio") == []
+    planted = page.add_style_tag(
+        content=".svdnb-studio h3 { color: #888 !important; background: #777; }"
+    )
+    (problem, *_) = accessibility_problems(page, ".svdnb-studio")
+    assert problem.startswith("color-contrast"), "it would have been seen"
+    planted.evaluate("style => style.remove()")
