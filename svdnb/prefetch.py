@@ -40,10 +40,14 @@ class File:
     size: int
     digest: str
 
+    def part(self, folder: Path) -> Path:
+        """Where it grows until it is whole."""
+        return folder / f"{self.name}.part"
+
     def is_right(self, folder: Path) -> bool:
         """Does the folder hold this file, byte for byte?"""
         path = folder / self.name
-        if not path.is_file() or path.stat().st_size != self.size:
+        if _size(path) != self.size:
             return False
         digest = hashlib.sha256() if len(self.digest) == 64 else _git_blob(self.size)
         with path.open("rb") as stream:
@@ -80,7 +84,7 @@ def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> bool:
     wrong = [file for file in manifest.files if not file.is_right(folder)]
     if not wrong:
         return False
-    _check_room(folder, sum(file.size for file in wrong))
+    _check_room(folder, sum(file.size - _size(file.part(folder)) for file in wrong))
     if not accepts(LICENCE.format(hub_id=hub_id)):
         raise CheckpointError(
             "The licence was not accepted, so nothing was fetched. If you accept it: "
@@ -147,7 +151,7 @@ def _download(manifest: Manifest, file: File, folder: Path) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    part = folder / f"{file.name}.part"
+    part = file.part(folder)
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         with part.open("ab") as stream:
@@ -190,6 +194,10 @@ def _why_not(hub_id: str, error: Exception) -> str:
         f"{hub_id} could not be fetched ({what}). Look to the connection, then run the command "
         "again: it goes on where it stopped."
     )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _git_blob(size: int) -> hashlib._Hash:

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import miniature
@@ -248,6 +250,30 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
     listed(monkeypatch, 10**18)
     with pytest.raises(CheckpointError, match=re.escape("on a larger disk")):
         prefetch.prefetch("svd-xt", tmp_path / "new", lambda _: True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_only_the_rest_of_a_file_needs_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"{" + b" " * 98 + b"}"
+    file = prefetch.File("a.json", len(content), git_blob(content))
+    monkeypatch.setattr(prefetch, "_listed", lambda _: prefetch.Manifest(XT, REVISION, (file,)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+
+    def deliver(url: str, stream: BinaryIO, resume_size: int, **_: object) -> None:
+        stream.write(content[resume_size:])
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", deliver)
+    folder = tmp_path / "new"
+    with pytest.raises(CheckpointError, match="on a larger disk"):
+        prefetch.prefetch("svd-xt", folder, lambda _: True)
+    folder.mkdir()
+    manifest = {"hub_id": XT, "revision": REVISION, "files": [asdict(file)]}
+    (folder / prefetch.MANIFEST).write_text(json.dumps(manifest))
+    file.part(folder).write_bytes(content[:95])
+    assert prefetch.prefetch("svd-xt", folder, lambda _: True)
+    assert (folder / "a.json").read_bytes() == content
 
 
 def test_a_download_that_differs_from_what_the_hub_says_is_not_accepted(

@@ -135,7 +135,7 @@ def test_figures_say_where_they_belong_and_the_studio_is_a_picture() -> None:
     notebook = build_site.readable(
         new_notebook(
             cells=[
-                new_markdown_cell("# Title\n\n## What `fps` does"),
+                new_markdown_cell("## What `fps` does\n\n```python\n# no heading\n```"),
                 new_code_cell("draw()", outputs=[widget, figure]),
                 new_code_cell("panel = svdnb.studio(pipe)\npanel", outputs=[widget]),
             ]
@@ -167,7 +167,7 @@ def test_what_is_no_page_is_linked_in_the_repository() -> None:
     pages = {readme, ROOT / "CHANGELOG.md"}
     text = "[a](LICENSE) [b](CHANGELOG.md) [c](docs/) [d](https://example.org) [e](README.md#top)"
     assert build_site._linked(text, readme, pages) == (
-        f"[a]({build_site._repository()}/blob/main/LICENSE) [b](CHANGELOG.md) "
-        f"[c]({build_site._repository()}/tree/main/docs) [d](https://example.org) "
+        f"[a]({build_site.REPOSITORY}/blob/main/LICENSE) [b](CHANGELOG.md) "
+        f"[c]({build_site.REPOSITORY}/tree/main/docs) [d](https://example.org) "
         "[e](index.md#top)"
     )

@@ -15,6 +15,7 @@ from svdnb.budget import SET_ASIDE, SMALLEST
 from svdnb.memory import predict_memory
 from svdnb.settings import Settings
 
+README = (style.ROOT / "README.md").read_text(encoding="utf-8")
 GPU = 14.56 * 2**30
 HOST = 12.7e9
 LOADED = 5.2e9
@@ -42,6 +43,7 @@ def test_fit_has_a_plan() -> None:
     assert LOADED + plan.prediction.host <= HOST
     assert "dtype=torch.float16" in plan.code
     assert "bfloat16" not in plan.code
+    assert f"{plan.prediction.peak / 2**30:.1f} by the faster plan" in README
 
 
 def test_the_first_notebook_fits_as_it_stands() -> None:
@@ -52,7 +54,9 @@ def test_the_first_notebook_fits_as_it_stands() -> None:
     chunks = style.values_of("decode_chunk_size", code)
     assert chunks
     settings = Settings(offload="model", decode_chunk_size=max(chunks))
-    assert predict_memory("svd-xt", settings=settings).peak + SET_ASIDE <= GPU
+    peak = predict_memory("svd-xt", settings=settings).peak
+    assert peak + SET_ASIDE <= GPU
+    assert f"needs {peak / 2**30:.1f} as notebook 01 runs it" in README
 
 
 def test_what_the_third_notebook_parks_fits_into_the_host() -> None:

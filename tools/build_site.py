@@ -3,8 +3,7 @@
     python tools/build_site.py             # into build/site; some ten minutes on two cores
     python tools/build_site.py --only 01   # executes this notebook, and shows the others' cells
 
-A notebook that was executed before, and has not changed since, is not executed again; nor has it
-if only the package changed: `make clean` forgets.
+A notebook is executed again if it or the package has changed since.
 """
 
 from __future__ import annotations
@@ -20,10 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fork
 import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
+REPOSITORY = f"https://github.com/{'/'.join(fork.address(ROOT))}"
 EXECUTED = ROOT / "build" / "executed"
 SITE = ROOT / "build" / "site"
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "svdnb/pocket/MODEL_CARD.md")
@@ -49,7 +50,8 @@ LINK = re.compile(r"(\]\(|(?:href|src|srcset)=\")(?![a-z]+:|#)([^)\s\"#]+)")
 def execute(path: Path, to: Path = EXECUTED, environment: Mapping[str, str] = os.environ) -> Path:
     """Run a notebook from top to bottom, and return where it stands with its outputs."""
     done = to / path.name
-    if done.exists() and done.stat().st_mtime > path.stat().st_mtime:
+    changed = max(file.stat().st_mtime for file in (path, *(ROOT / "svdnb").rglob("*.py")))
+    if done.exists() and done.stat().st_mtime > changed:
         return done
     print(f"Executing {path.name}", flush=True)
     notebook = nbformat.read(path, as_version=4)
@@ -87,7 +89,8 @@ def readable(notebook: Any) -> Any:
     heading = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            heading = (re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE) or [heading])[-1]
+            prose = re.sub(r"^```.*?^```", "", cell.source, flags=re.MULTILINE | re.DOTALL)
+            heading = (re.findall(r"^#+ (.*)$", prose, re.MULTILINE) or [heading])[-1]
             continue
         kept = [
             output for output in cell.get("outputs", []) if WIDGET not in output.get("data", {})
@@ -123,15 +126,9 @@ def _linked(text: str, page: Path, pages: set[Path]) -> str:
         if not target.exists():
             return match[0]  # Sphinx will complain
         kind = "tree" if target.is_dir() else "blob"
-        return f"{match[1]}{_repository()}/{kind}/main/{target.relative_to(ROOT).as_posix()}"
+        return f"{match[1]}{REPOSITORY}/{kind}/main/{target.relative_to(ROOT).as_posix()}"
 
     return LINK.sub(lead, text)
-
-
-def _repository() -> str:
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (found,) = re.findall(r'^Repository = "(.*)"$', text, re.MULTILINE)
-    return str(found)
 
 
 def build(site: Path, executed: Sequence[Path]) -> None:
