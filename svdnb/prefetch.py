@@ -24,7 +24,7 @@ The weights of {hub_id} are Stability AI's,
 under the Stability AI Community License (5 July 2024):
 - research and non-commercial use is free;
 - commercial use is free after registering at https://stability.ai/community-license;
-- who makes more than 1,000,000 US dollars a year, from whatever source, needs another licence;
+- above 1,000,000 US dollars of annual revenue, from whatever source, you need another licence;
 - who passes the model on, to a classroom too, passes on the licence and a notice (both will be
   in the folder) and shows "Powered by Stability AI";
 - what is forbidden: https://stability.ai/use-policy, and improving other foundation models with it.
@@ -138,6 +138,11 @@ def _listed(hub_id: str) -> Manifest:
         for entry in info.siblings or []
         if any(fnmatch(entry.rfilename, pattern) for pattern in WANTED)
     ]
+    if not any(file.name.endswith(".safetensors") for file in files):
+        raise CheckpointError(
+            f"{hub_id} lists no weights in half precision. Look whether HF_ENDPOINT names a hub "
+            "that has them."
+        )
     return Manifest(hub_id, info.sha or "main", tuple(files))
 
 

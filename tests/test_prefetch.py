@@ -214,6 +214,15 @@ def test_a_gated_repository_says_where_to_log_in(hub: Hub, tmp_path: Path) -> No
     assert "hf auth login" in said
 
 
+def test_a_hub_without_the_weights_is_not_taken_for_whole(hub: Hub, tmp_path: Path) -> None:
+    hub.folder = tmp_path / "mirror"
+    hub.folder.mkdir()
+    (hub.folder / "model_index.json").write_text("{}")
+    code, said = run(hub, "svd-xt", "--to", tmp_path / "new")
+    assert code == 4
+    assert "lists no weights in half precision" in said
+
+
 def test_without_a_connection_the_next_step_is_told(tmp_path: Path) -> None:
     code, said = run(None, "svd-xt", "--to", tmp_path / "new")
     assert code == 4
