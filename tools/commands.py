@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ NOT_HERE = {
 }
 PROGRAMS = ("make", "python", r"\.venv/bin/python", "conda", "jupyter", "export", "sudo")
 STAYS_OPEN = ("make lab", "jupyterlab")
+PATIENCE = 900  # seconds for a command
 
 
 @dataclass(frozen=True)
@@ -94,24 +96,23 @@ def run(found: Sequence[Command], place: Path) -> list[str]:
 def _finish(script: str, line: str, clone: Path, environment: dict[str, str]) -> bool:
     """Run it to its end, or until it says that it is open; print the end of what a failure said."""
     stays = any(name in line for name in STAYS_OPEN)
-    with tempfile.TemporaryFile("w+") as log:
+    log = clone.with_name("log.txt")
+    with log.open("w") as stream:
         process = subprocess.Popen(
             ["bash", "-c", script], cwd=clone, env=environment, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=subprocess.STDOUT, start_new_session=True, text=True,
+            stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        deadline, opened = time.monotonic() + 1800, False
+        deadline, opened = time.monotonic() + PATIENCE, False
         while process.poll() is None and time.monotonic() < deadline and not opened:
-            time.sleep(1)
-            log.seek(0)
-            opened = stays and "/lab/tree/notebooks/" in log.read()
+            time.sleep(0.5)
+            opened = stays and "/lab/tree/notebooks/" in log.read_text(errors="replace")
         if process.poll() is None:
-            os.killpg(process.pid, 15)
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
-        log.seek(0)
-        if opened or process.returncode == 0:
-            return True
-        print(log.read()[-3000:])
-        return False
+    if opened or process.returncode == 0:
+        return True
+    print(log.read_text(errors="replace")[-3000:])
+    return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
