@@ -105,7 +105,7 @@ def _finish(script: str, line: str, clone: Path, environment: dict[str, str]) ->
         deadline, opened = time.monotonic() + PATIENCE, False
         while process.poll() is None and time.monotonic() < deadline and not opened:
             time.sleep(0.5)
-            opened = stays and "/lab/tree/notebooks/" in log.read_text(errors="replace")
+            opened = stays and "/lab?token=" in log.read_text(errors="replace")
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
