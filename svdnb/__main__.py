@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlparse
 
 import svdnb
 from svdnb.checkpoints import HUB, NATIVE_STEPS
+from svdnb.errors import first_line
 from svdnb.pictures import upright
 
 if TYPE_CHECKING:
@@ -272,10 +273,9 @@ def _why_not(error: Exception, options: argparse.Namespace) -> str:
             "--width and --height, or --checkpoint pocket, and close other programs. "
             "What fits a GPU, says: python -m svdnb fit"
         )
-    first = (what.splitlines() or [type(error).__name__])[0].rstrip(".")
     return (
-        f"The video could not be made ({first}). Leave out --width, --height and --num-frames; "
-        "if that does not help, run: python -m svdnb doctor"
+        f"The video could not be made ({first_line(error)}). Leave out --width, --height "
+        "and --num-frames; if that does not help, run: python -m svdnb doctor"
     )
 
 

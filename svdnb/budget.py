@@ -17,9 +17,11 @@ from svdnb.settings import Offload, Settings
 
 SET_ASIDE = 2**29
 """Bytes left for what no prediction counts: workspaces, rounding, gaps. An estimate."""
-TFLOP_PER_BYTE = 65 / 15.75e9
-"""A byte that crosses to the GPU takes the time of so many TFLOP. A T4 computes up to 65 TFLOP/s in
-half precision (NVIDIA's data sheet), and PCIe 3.0 moves up to 15.75 GB/s over 16 lanes."""
+T4_TFLOPS = 65
+"""So much a T4 computes in a second at most, in half precision (NVIDIA's data sheet)."""
+TFLOP_PER_BYTE = T4_TFLOPS / 15.75e9
+"""A byte that crosses to a T4 takes the time of so many TFLOP: PCIe 3.0 moves up to 15.75 GB/s over
+16 lanes."""
 
 # For each stage, from the plain one to the smallest. None of them adds arithmetic worth mentioning
 # (the last two 9% to decoding), so the first that fits is also the one with the fewest tricks.

@@ -8,3 +8,8 @@ class Explained(Exception):
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, to stand within a sentence; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

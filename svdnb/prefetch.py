@@ -6,11 +6,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 from svdnb.checkpoints import HUB, CheckpointError, how_to_log_in
+from svdnb.errors import first_line
 
 WANTED = ("*.json", "*.fp16.safetensors", "LICENSE*")
 MANIFEST = "svdnb-prefetch.json"
@@ -44,9 +45,8 @@ class File:
         """Where it grows until it is whole."""
         return folder / f"{self.name}.part"
 
-    def is_right(self, folder: Path) -> bool:
-        """Does the folder hold this file, byte for byte?"""
-        path = folder / self.name
+    def is_right(self, path: Path) -> bool:
+        """Is this the file, byte for byte?"""
         if _size(path) != self.size:
             return False
         digest = hashlib.sha256() if len(self.digest) == 64 else _git_blob(self.size)
@@ -81,7 +81,7 @@ def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> bool:
         )
     hub_id, _ = HUB[name]
     manifest = _known(folder, hub_id) or _listed(hub_id)
-    wrong = [file for file in manifest.files if not file.is_right(folder)]
+    wrong = [file for file in manifest.files if not file.is_right(folder / file.name)]
     if not wrong:
         return False
     _check_room(folder, sum(file.size - _size(file.part(folder)) for file in wrong))
@@ -170,7 +170,7 @@ def _download(manifest: Manifest, file: File, folder: Path) -> None:
             )
     except Exception as error:
         raise CheckpointError(_why_not(manifest.hub_id, error)) from error
-    if not replace(file, name=part.relative_to(folder).as_posix()).is_right(folder):
+    if not file.is_right(part):
         part.unlink()
         raise CheckpointError(
             f"{file.name} arrived damaged: it is not what the hub announced. Run the command "
@@ -194,10 +194,9 @@ def _why_not(hub_id: str, error: Exception) -> str:
 
     if isinstance(error, (GatedRepoError, RepositoryNotFoundError)):
         return how_to_log_in(hub_id)
-    what = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return (
-        f"{hub_id} could not be fetched ({what}). Look to the connection, then run the command "
-        "again: it goes on where it stopped."
+        f"{hub_id} could not be fetched ({first_line(error)}). Look to the connection, then run "
+        "the command again: it goes on where it stopped."
     )
 
 

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import launch_chromium
 from notebook_style import ROOT
 from offline import CableOut
+from playwright.sync_api import Browser
 
+# What tests of the tools import from here on.
 sys.path.insert(0, str(ROOT / "tools"))
 import build_site
 
@@ -29,6 +32,12 @@ def _own_predictions() -> Iterator[None]:
         os.environ["SVDNB_CACHE"] = folder
         yield
         del os.environ["SVDNB_CACHE"]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with launch_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

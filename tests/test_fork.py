@@ -8,11 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork
 import pytest
 from test_ground import ROOT, tracked
-
-sys.path.insert(0, str(ROOT / "tools"))
-import fork
 
 EVERY_ADDRESS = re.compile(
     r"(?:github\.com|/github|v2/gh)/(?P<repository>[\w.-]+/[\w-]+)"

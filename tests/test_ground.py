@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -21,9 +22,6 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import svdnb
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import commands
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import launch_chromium
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
@@ -24,12 +23,6 @@ def greys(frames: int = FRAMES) -> np.ndarray[Any, Any]:
     """A clip whose brightness tells the frame's number."""
     levels = np.arange(frames) / FRAMES
     return np.ones((frames, 64, 112, 3)) * levels[:, None, None, None]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with launch_chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

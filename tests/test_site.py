@@ -9,22 +9,19 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import build_site
 import pytest
-from browser import accessibility_problems, launch_chromium
+from browser import accessibility_problems
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from notebook_style import ROOT
 from offline import CableOut
 from playwright.sync_api import Browser, Page
-
-sys.path.insert(0, str(ROOT / "tools"))
-import build_site
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 FIRST = "notebooks/01_basic_generation.html"
@@ -52,12 +49,6 @@ def address(site: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with launch_chromium() as browser:
-        yield browser
 
 
 @pytest.fixture
