@@ -25,11 +25,11 @@ from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from transformers import CLIPImageProcessor
 
 import svdnb
-from svdnb.budget import SMALLEST
 from svdnb.checkpoints import HUB, POCKET
-from svdnb.full_size import build, configs
-from svdnb.memory import STAGES
-from svdnb.settings import Settings
+from svdnb.memory.fit import SMALLEST
+from svdnb.memory.full_size import build, configs
+from svdnb.memory.predict import STAGES
+from svdnb.memory.settings import Settings
 
 ROWS = (
     Settings(),

@@ -24,9 +24,9 @@ import nbformat
 from memory_on_gpu import machine
 from nbclient import NotebookClient
 
-from svdnb.budget import T4_TFLOPS
 from svdnb.checkpoints import POCKET
-from svdnb.memory import predict_memory
+from svdnb.memory.fit import T4_TFLOPS
+from svdnb.memory.predict import predict_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "notebooks-cpu.json"

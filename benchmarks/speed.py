@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 import svdnb
-from svdnb.speed import Benchmark, Run, Timing
-from svdnb.speed_ups import BEST, SPEED_UPS
+from svdnb.speed.benchmark import Benchmark, Run, Timing
+from svdnb.speed.optimize import BEST, SPEED_UPS
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

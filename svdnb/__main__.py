@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 import svdnb
 from svdnb.checkpoints import HUB, NATIVE_STEPS
 from svdnb.errors import first_line
-from svdnb.pictures import upright
+from svdnb.images import upright
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,8 +122,8 @@ def doctor(options: argparse.Namespace) -> int:
 
 def fit(options: argparse.Namespace) -> int:
     """Print the fastest settings that fit a card, what each of them gives, and code to paste."""
-    from svdnb.budget import FitError, fit
-    from svdnb.memory import PredictionError
+    from svdnb.memory.fit import FitError, fit
+    from svdnb.memory.predict import PredictionError
 
     size = (options.width, options.height)
     if None in size and any(size):

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, ParamSpec, TypeAlias
 import numpy as np
 from PIL import Image
 
-from svdnb.errors import Explained
-from svdnb.motion import likeness as _likeness
-from svdnb.motion import loss as _loss
-from svdnb.motion import motion_score
-from svdnb.speed import count_tflop
+from svdnb.errors import Error
+from svdnb.metrics import likeness as _likeness
+from svdnb.metrics import loss as _loss
+from svdnb.metrics import motion_score
+from svdnb.speed.benchmark import count_tflop
 
 if TYPE_CHECKING:
     from svdnb.checkpoints import Checkpoint
-    from svdnb.memory import Prediction
-    from svdnb.settings import Settings
-    from svdnb.speed import Benchmark
+    from svdnb.memory.predict import Prediction
+    from svdnb.memory.settings import Settings
+    from svdnb.speed.benchmark import Benchmark
 
 Frames: TypeAlias = Sequence[Image.Image]
 
 
-class NotYet(Explained, AssertionError):
+class NotYet(Error, AssertionError):
     """The exercise is not solved yet: what was expected, and a hint how to find it.
 
     A notebook shows the hint from the second miss on; `str()` has both.
@@ -365,8 +365,8 @@ def bargain(run: Callable[[], Frames], exact: Frames, tflop: float, psnr: float)
 
 
 def _predicted(settings: Settings, num_frames: int = 25) -> Prediction:
-    from svdnb.memory import predict_memory
-    from svdnb.settings import Settings
+    from svdnb.memory.predict import predict_memory
+    from svdnb.memory.settings import Settings
 
     if not isinstance(settings, Settings):
         raise NotYet(

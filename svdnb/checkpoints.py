@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svdnb.errors import Explained
+from svdnb.errors import Error
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ ROOM_FOR_ALL_PARTS = 20 * 2**30
 PARTS_WITH_WEIGHTS = ("unet", "vae", "image_encoder")
 
 
-class CheckpointError(Explained, RuntimeError):
+class CheckpointError(Error, RuntimeError):
     """The checkpoint cannot be used as things stand; the message says what to do next."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Explained(Exception):
+class Error(Exception):
     """An error whose message says what was wrong and what to do next; a notebook shows no trace."""
 
     def _render_traceback_(self) -> list[str]:

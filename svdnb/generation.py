@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from svdnb.errors import Explained
-from svdnb.preview import Preview, expected
+from svdnb.errors import Error
+from svdnb.panel.preview import Preview, expected
 from svdnb.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Generation(threading.Thread):
         self._watch(self.progress)
 
 
-class BlackVideo(Explained, RuntimeError):
+class BlackVideo(Error, RuntimeError):
     """The pipeline returned frames without any light."""
 
 
@@ -161,7 +161,7 @@ def in_words(error: Exception) -> str:
     """One or two sentences for what went wrong in a call of the pipeline, and what to do next."""
     import torch
 
-    if isinstance(error, Explained):
+    if isinstance(error, Error):
         return str(error)
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return (

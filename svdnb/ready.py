@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svdnb.checkpoints import quiet
-from svdnb.errors import Explained
+from svdnb.errors import Error
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -21,7 +21,7 @@ NEVER_TOUCHED = {"torch", "numpy"}
 """Gigabytes that fit each other and the machine's driver: another version breaks a session."""
 
 
-class NotReadyError(Explained, RuntimeError):
+class NotReadyError(Error, RuntimeError):
     """Something that svdnb needs is missing and could not be installed; the message says what."""
 
 

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from svdnb.doctor import Finding
-from svdnb.errors import Explained
+from svdnb.errors import Error
 
 OF_THIS_MACHINE = f"{uuid.getnode():x}"
 
 
-class SeatError(Explained, ValueError):
+class SeatError(Error, ValueError):
     """A report that cannot be written or found; the message says what to do next."""
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from svdnb.errors import Explained
+from svdnb.errors import Error
 
 Frames: TypeAlias = Sequence[Image.Image] | NDArray[Any]
 Video: TypeAlias = Frames | str | os.PathLike[str]
@@ -41,7 +41,7 @@ FIT = 'style="max-width:100%;height:auto"'
 """Kept with each picture: a notebook that is not trusted loses the style sheet, but not this."""
 
 
-class VideoError(Explained, ValueError):
+class VideoError(Error, ValueError):
     """These frames or this file cannot become a video; the message says what to do next."""
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from svdnb import check
-from svdnb.memory import predict_memory
-from svdnb.settings import Settings
+from svdnb.memory.predict import predict_memory
+from svdnb.memory.settings import Settings
 from svdnb.videos import save
 
 CHECKPOINT = SimpleNamespace(width=64, height=32, num_frames=5)

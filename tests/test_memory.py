@@ -20,10 +20,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import svdnb
-from svdnb import budget, counting, memory, meter
-from svdnb.budget import SET_ASIDE, SMALLEST, FitError
-from svdnb.memory import STAGES, PredictionError
-from svdnb.settings import Settings, inside_unet, inside_vae, split_guidance
+from svdnb.memory import counting, meter
+from svdnb.memory import fit as budget
+from svdnb.memory import predict as memory
+from svdnb.memory.fit import SET_ASIDE, SMALLEST, FitError
+from svdnb.memory.predict import STAGES, PredictionError
+from svdnb.memory.settings import Settings, inside_unet, inside_vae, split_guidance
 
 GIB = 2**30
 POCKET = memory._wanted("pocket", None, None, None)

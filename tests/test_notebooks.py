@@ -172,8 +172,8 @@ def test_the_rules_notice_what_they_look_for() -> None:
     hidden = "from svdnb.videos import show\n%matplotlib inline\nsvdnb.motion._flow(1).size"
     assert set(style.names_used(bad_notebook(hidden, "code"))) == {
         "svdnb.videos.show",
-        "svdnb.motion",
-        "svdnb.motion._flow",
+        "svdnb.metrics",
+        "svdnb.metrics._flow",
     }
     folded = bad_notebook(
         "# Title\n\nTwo [words](https://example.org/a/b)\n\n```python\na\n\nb\n```"

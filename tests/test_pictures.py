@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from svdnb import ImageError, example_images, load_image, pictures
+from svdnb import ImageError, example_images, load_image
+from svdnb import images as pictures
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 SIZE = (16, 8)

@@ -15,9 +15,9 @@ from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionM
 from diffusers.hooks import HookRegistry, ModelHook
 
 import svdnb
-from svdnb import settings as settings_module
-from svdnb.lower import InSlices, RefusesOneGraph
-from svdnb.settings import Settings, SettingsError, apply, put_on, stream, undo
+from svdnb.memory import settings as settings_module
+from svdnb.memory.hooks import InSlices, RefusesOneGraph
+from svdnb.memory.settings import Settings, SettingsError, apply, put_on, stream, undo
 
 LEVEL = 1 / 255
 FRAMES = 6

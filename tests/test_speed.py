@@ -20,12 +20,14 @@ from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
 import svdnb
-from svdnb import check, speed, speed_ups
-from svdnb.exact import OneToken
-from svdnb.motion import MeasureError
-from svdnb.settings import Settings, SettingsError, apply, undo
-from svdnb.speed import Benchmark, Ratio, Timing, TimingError
-from svdnb.speed_ups import SPEED_UPS, SpeedError, approximate, speed_up
+from svdnb import check
+from svdnb.memory.settings import Settings, SettingsError, apply, undo
+from svdnb.metrics import MeasureError
+from svdnb.speed import benchmark as speed
+from svdnb.speed import optimize as speed_ups
+from svdnb.speed.benchmark import Benchmark, Ratio, Timing, TimingError
+from svdnb.speed.exact import OneToken
+from svdnb.speed.optimize import SPEED_UPS, SpeedError, approximate, speed_up
 
 ROOT = Path(__file__).resolve().parent.parent
 EAGER = [name for name in SPEED_UPS if not name.startswith("compile")]

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 import svdnb
-from svdnb.controls import EXAMPLE, FRAME, UPLOAD, Studio
-from svdnb.gallery import Card
 from svdnb.generation import Generation, Progress
+from svdnb.panel.gallery import Card
+from svdnb.panel.studio import EXAMPLE, FRAME, UPLOAD, Studio
 
 PATIENCE = 60
 """Seconds after which a test that waits has failed."""
@@ -277,7 +277,7 @@ def test_a_video_that_cannot_be_shown_is_explained(
         raise svdnb.VideoError("ffmpeg is missing.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("svdnb.gallery.show", fail)
+        patch.setattr("svdnb.panel.gallery.show", fail)
         panel.generate_button.click()
         panel.wait(PATIENCE)
     assert "cannot be shown: ffmpeg is missing." in panel.status.value

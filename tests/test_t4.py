@@ -11,9 +11,9 @@ import torch
 
 import svdnb
 from svdnb import checkpoints
-from svdnb.budget import SET_ASIDE, SMALLEST
-from svdnb.memory import predict_memory
-from svdnb.settings import Settings
+from svdnb.memory.fit import SET_ASIDE, SMALLEST
+from svdnb.memory.predict import predict_memory
+from svdnb.memory.settings import Settings
 
 README = (style.ROOT / "README.md").read_text(encoding="utf-8")
 GPU = 14.56 * 2**30

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from svdnb.errors import Explained
+from svdnb.errors import Error
 
 Frames: TypeAlias = Sequence[Image.Image] | NDArray[Any]
 
@@ -21,7 +21,7 @@ STILL = 0.1
 """Below so many pixels a frame a place counts as standing still."""
 
 
-class MeasureError(Explained, ValueError):
+class MeasureError(Error, ValueError):
     """These frames cannot be measured; the message says what to do next."""
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from svdnb.memory import KINDS, Prediction
-from svdnb.speed import Benchmark, Roofline, StageTimes
+from svdnb.memory.predict import KINDS, Prediction
+from svdnb.speed.benchmark import Benchmark, Roofline, StageTimes
 
 _PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 COLORS = ("#4c72b0", "#dd8452", "#9fc5a8")

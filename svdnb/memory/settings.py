@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
-from svdnb.errors import Explained
+from svdnb.errors import Error
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ ENCODER_BANDS = 16
 """With `lean_encode`, the VAE's residual blocks work on the picture in so many bands of rows."""
 
 
-class SettingsError(Explained, ValueError):
+class SettingsError(Error, ValueError):
     """These settings do not go together, or not with this pipeline; the message says what to do."""
 
 
@@ -193,7 +193,7 @@ def put_on(pipe: Any, settings: Settings, steps: ExitStack, gpu: torch.device | 
 
 def split_guidance(unet: nn.Module, steps: ExitStack) -> None:
     """Let the UNet work on one half of classifier-free guidance at a time."""
-    from svdnb.lower import InSlices
+    from svdnb.memory.hooks import InSlices
 
     hook(unet, InSlices(1), "svdnb_halves", steps)
 
@@ -203,7 +203,7 @@ def inside_unet(unet: Any, settings: Settings, steps: ExitStack) -> None:
     from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
     from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
-    from svdnb.lower import InSlices, TokensInSlices
+    from svdnb.memory.hooks import InSlices, TokensInSlices
 
     if settings.frames_at_a_time is None:
         if settings.forward_chunking:
@@ -223,7 +223,7 @@ def inside_vae(vae: Any, settings: Settings, steps: ExitStack, park: torch.devic
     """Let the VAE encode in bands of rows, and decode layer by layer with the video in `park`."""
     from diffusers.models.resnet import ResnetBlock2D
 
-    from svdnb.lower import InBands, InFloat32, LayerByLayer
+    from svdnb.memory.hooks import InBands, InFloat32, LayerByLayer
 
     if settings.lean_encode:
         for part in list(vae.encoder.modules()):
@@ -247,7 +247,7 @@ def stream(pipe: Any, device: torch.device, steps: ExitStack) -> None:
     call that its hooks wait for (the pipeline calls `encode` and `decode`, not `forward`), and
     prefetching would go on with the half precision copies after the pipeline has upcast it.
     """
-    from svdnb.lower import RefusesOneGraph
+    from svdnb.memory.hooks import RefusesOneGraph
 
     pipe.unet.to("cpu")
     pipe.unet.enable_group_offload(
@@ -266,7 +266,7 @@ def stream(pipe: Any, device: torch.device, steps: ExitStack) -> None:
 def _visit_gpu(pipe: Any, offload: Offload, gpu: torch.device, steps: ExitStack) -> None:
     from accelerate import cpu_offload_with_hook
 
-    from svdnb.lower import RefusesOneGraph
+    from svdnb.memory.hooks import RefusesOneGraph
 
     if offload == "none":
         pipe.to(gpu, silence_dtype_warnings=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from svdnb.errors import Explained
+from svdnb.errors import Error
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Any
 
@@ -26,7 +26,7 @@ LONGEST_SIDE = 8192  # of the result, in pixels
 PATIENCE = 20  # seconds that a server may keep us waiting
 
 
-class ImageError(Explained, ValueError):
+class ImageError(Error, ValueError):
     """This is not a picture that a video can start from; the message says what to do next."""
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import ipywidgets as widgets
 from PIL import Image
 
-from svdnb.motion import likeness, motion_score
+from svdnb.metrics import likeness, motion_score
 from svdnb.recipe import PLAYED_FPS, Recipe
 from svdnb.videos import VideoError, save, show
 

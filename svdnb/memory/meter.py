@@ -48,7 +48,7 @@ def measure() -> Iterator[Measured]:
     """
     import torch
 
-    from svdnb.counting import Living
+    from svdnb.memory.counting import Living
 
     measured = Measured()
     if torch.cuda.is_available():

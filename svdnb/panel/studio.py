@@ -19,9 +19,9 @@ from IPython.display import HTML
 from PIL import Image
 
 from svdnb.checkpoints import HUB, checkpoint_of
-from svdnb.gallery import Card, Start, button, line
 from svdnb.generation import Generation, Progress
-from svdnb.pictures import ImageError, example_images, load_image
+from svdnb.images import ImageError, example_images, load_image
+from svdnb.panel.gallery import Card, Start, button, line
 from svdnb.recipe import PLAYED_FPS, USUAL_FPS, USUAL_NOISE, Recipe
 from svdnb.videos import VideoError, compare
 

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import svdnb.counting
-import svdnb.full_size
-import svdnb.lower
-import svdnb.settings
+import svdnb.memory.counting
+import svdnb.memory.full_size
+import svdnb.memory.hooks
+import svdnb.memory.settings
 from svdnb.checkpoints import HUB, Checkpoint, checkpoint, quiet
-from svdnb.errors import Explained
-from svdnb.settings import Settings
+from svdnb.errors import Error
+from svdnb.memory.settings import Settings
 
 STAGES = ("image encoder", "VAE encode", "UNet step", "VAE decode")
 """What a video goes through, in this order; the third comes once for every step of denoising."""
@@ -46,7 +46,7 @@ _RELEVANT = {
 # The GPU is played by fake tensors on the "cpu": there attention takes its fused form, as on a GPU.
 
 
-class PredictionError(Explained, ValueError):
+class PredictionError(Error, ValueError):
     """Such a video cannot be predicted; the message says what to do next."""
 
 

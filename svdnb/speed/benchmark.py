@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
-from svdnb.errors import Explained
+from svdnb.errors import Error
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Run = Callable[[], object]
 
 
-class TimingError(Explained, ValueError):
+class TimingError(Error, ValueError):
     """This cannot be timed so; the message says what to do next."""
 
 
@@ -309,7 +309,7 @@ def _watched(run: Run) -> dict[str, Work]:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    from svdnb.counting import FLOP
+    from svdnb.memory.counting import FLOP
 
     totals = {kind: Work(0.0, 0.0, 0) for kind in KINDS}
 

@@ -1,4 +1,4 @@
-"""How good is Pocket SVD? `python -m svdnb.pocket.report` measures it, on pictures it never saw.
+"""How good is Pocket SVD? `python -m svdnb.pocket.evaluate` measures it, on pictures it never saw.
 
 Writes `report.json` (figures, marks, versions) and `contact_sheet.png` (what they are about).
 """
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
-from svdnb import motion
+from svdnb import metrics as motion
 from svdnb.pocket import scenes
 from svdnb.pocket.train import load_photos, to_tensor
 
@@ -186,7 +186,7 @@ def measure(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m svdnb.pocket.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m svdnb.pocket.evaluate", description=__doc__)
     parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights")
     parser.add_argument("--out", type=Path, default=Path("runs/pocket/report"))
     parser.add_argument("--steps", type=int, default=8, help="denoising steps a video")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from svdnb.errors import Explained
-from svdnb.settings import hook, on_top, refuse_compiled, take_off_top
+from svdnb.errors import Error
+from svdnb.memory.settings import hook, on_top, refuse_compiled, take_off_top
 
 if TYPE_CHECKING:
     from diffusers import StableVideoDiffusionPipeline
@@ -30,7 +30,7 @@ BEST = {
 }
 
 
-class SpeedError(Explained, ValueError):
+class SpeedError(Error, ValueError):
     """This cannot be made faster so; the message says what to do."""
 
 
@@ -87,7 +87,7 @@ def approximate(
 
     Raises SpeedError for values that mean nothing, and SettingsError for a compiled UNet.
     """
-    from svdnb.lossy import GuidedWithin, Remembers, Step
+    from svdnb.speed.lossy import GuidedWithin, Remembers, Step
 
     if not isinstance(reuse_every, int) or reuse_every < 1:
         raise SpeedError(f"reuse_every={reuse_every!r} is no number of steps. Use 1 or more.")
@@ -155,7 +155,7 @@ def _no_compiler(device: str) -> str:
 
 
 def _one_token(pipe: Any, steps: ExitStack, device: str) -> None:
-    from svdnb.exact import OneToken
+    from svdnb.speed.exact import OneToken
 
     for name, part in pipe.unet.named_modules():
         if name.endswith("attn2"):
@@ -185,7 +185,7 @@ def _contiguous(weight: Any) -> None:
 def _sub_pixel(pipe: Any, steps: ExitStack, device: str) -> None:
     from diffusers.models.upsampling import Upsample2D
 
-    from svdnb.exact import SubPixel
+    from svdnb.speed.exact import SubPixel
 
     for model in (pipe.unet, pipe.vae):
         for part in list(model.modules()):

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 
 from svdnb.checkpoints import HUB, NATIVE_STEPS
-from svdnb.errors import Explained
-from svdnb.memory import Prediction, gib, predict_memory
-from svdnb.settings import Offload, Settings
+from svdnb.errors import Error
+from svdnb.memory.predict import Prediction, gib, predict_memory
+from svdnb.memory.settings import Offload, Settings
 
 SET_ASIDE = 2**29
 """Bytes left for what no prediction counts: workspaces, rounding, gaps. An estimate."""
@@ -49,7 +49,7 @@ SMALLEST = Settings(
 """All that svdnb knows against memory."""
 
 
-class FitError(Explained, RuntimeError):
+class FitError(Error, RuntimeError):
     """Nothing fits; the message names the nearest that would."""
 
 
