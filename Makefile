@@ -39,7 +39,7 @@ demo: $(VENV)/demo.done
 
 test: $(VENV)/test.done
 	$(TESTING) $(PY) -m pytest -q -rs tests
-	$(TESTING) PYTHONPATH="$(CURDIR)/tests/cable_out" $(PY) -m pytest -q $(NBVAL) notebooks
+	$(TESTING) PYTHONPATH="$(CURDIR)/tests/support/cable_out" $(PY) -m pytest -q $(NBVAL) notebooks
 
 lab: $(VENV)/lab.done
 	$(PY) -m jupyterlab notebooks/01_basic_generation.ipynb

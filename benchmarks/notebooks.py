@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from memory_on_gpu import machine
 from nbclient import NotebookClient
 
+from memory_on_gpu import machine
 from svdnb.checkpoints import POCKET
 from svdnb.memory.fit import T4_TFLOPS
 from svdnb.memory.predict import predict_memory

@@ -1,20 +1,17 @@
 """Every test runs offline, with the checkpoint that comes along, and shares the machine."""
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import launch_chromium
-from notebook_style import ROOT
-from offline import CableOut
 from playwright.sync_api import Browser
 
-# What tests of the tools import from here on.
-sys.path.insert(0, str(ROOT / "tools"))
 import build_site
+from support.browser import launch_chromium
+from support.notebook_style import ROOT
+from support.offline import CableOut
 
 # Before torch is imported: OpenMP reads its settings once.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import miniature
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
@@ -24,6 +23,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from PIL import Image
 
 import svdnb
+from support import miniature
 from svdnb import CheckpointError, checkpoints
 
 XT = "stabilityai/stable-video-diffusion-img2vid-xt"

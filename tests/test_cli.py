@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import imageio_ffmpeg
-import miniature
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
 import svdnb
+from support import miniature
 from svdnb import checkpoints
 from svdnb.__main__ import main
 

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import imageio_ffmpeg
-import miniature
 import psutil
 import pytest
 import torch
 
 import svdnb
+from support import miniature
 from svdnb import checkpoints, doctor, seats
 from svdnb.__main__ import main
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import miniature
 import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 import svdnb
+from support import miniature
 from svdnb.memory import counting, meter
 from svdnb.memory import fit as budget
 from svdnb.memory import predict as memory

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import notebook_style as style
 import pytest
 import torch
 from diffusers import StableVideoDiffusionPipeline
 from IPython.core.inputtransformer2 import TransformerManager
 
+from support import notebook_style as style
 from svdnb import checkpoints
 
 CLAIMS = {

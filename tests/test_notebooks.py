@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import notebook_style as style
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import svdnb
+from support import notebook_style as style
 
 ALL = [*style.LESSONS, *style.SOLUTIONS]
 SKIPPED_CELLS = 0

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import nbformat
-import notebook_style as style
 import pytest
-from offline import CableOut
+
+from support import notebook_style as style
+from support.offline import CableOut
 
 
 @pytest.fixture

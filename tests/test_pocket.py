@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import miniature
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
 import svdnb
+from support import miniature
 from svdnb.pocket import report, scenes, train
 
 WEIGHTS = Path(scenes.__file__).parent / "weights"

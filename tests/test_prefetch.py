@@ -21,10 +21,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-import miniature
 import pytest
 
 import svdnb
+from support import miniature
 from svdnb import prefetch
 from svdnb.checkpoints import HUB, CheckpointError
 

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import miniature
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionM
 from diffusers.hooks import HookRegistry, ModelHook
 
 import svdnb
+from support import miniature
 from svdnb.memory import settings as settings_module
 from svdnb.memory.hooks import InSlices, RefusesOneGraph
 from svdnb.memory.settings import Settings, SettingsError, apply, put_on, stream, undo

@@ -16,11 +16,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import notebook_style as style
 import pytest
 from packaging.requirements import Requirement
 
 import svdnb
+from support import notebook_style as style
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,13 +15,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import build_site
 import pytest
-from browser import accessibility_problems
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from notebook_style import ROOT
-from offline import CableOut
 from playwright.sync_api import Browser, Page
+
+import build_site
+from support.browser import accessibility_problems
+from support.notebook_style import ROOT
+from support.offline import CableOut
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 FIRST = "notebooks/01_basic_generation.html"

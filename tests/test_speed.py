@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import miniature
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
 import svdnb
+from support import miniature
 from svdnb import check
 from svdnb.memory.settings import Settings, SettingsError, apply, undo
 from svdnb.metrics import MeasureError

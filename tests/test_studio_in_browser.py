@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import lab
 import nbformat
 import pytest
-from browser import accessibility_problems, launch_chromium
 from nbformat.v4 import new_code_cell
-from notebook_style import ROOT
 from playwright.sync_api import Page, expect
+
+from support import lab
+from support.browser import accessibility_problems, launch_chromium
+from support.notebook_style import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "04_micro_conditioning.ipynb"
 SCREENSHOTS = ROOT / "build" / "screenshots"

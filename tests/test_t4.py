@@ -5,11 +5,11 @@ PyTorch reports 14.56 GiB of a T4. Nothing here runs on one: what a video needs 
 
 from __future__ import annotations
 
-import notebook_style as style
 import pytest
 import torch
 
 import svdnb
+from support import notebook_style as style
 from svdnb import checkpoints
 from svdnb.memory.fit import SET_ASIDE, SMALLEST
 from svdnb.memory.predict import predict_memory

@@ -19,12 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fork
 import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
-REPOSITORY = f"https://github.com/{'/'.join(fork.address(ROOT))}"
+REPOSITORY = "https://github.com/svdnb/svdnb"
 EXECUTED = ROOT / "build" / "executed"
 SITE = ROOT / "build" / "site"
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "svdnb/pocket/MODEL_CARD.md")

@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from notebook_style import ROOT
-
 
 @dataclass(frozen=True)
 class CableOut:
@@ -19,7 +17,7 @@ class CableOut:
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
         own = {
-            "PYTHONPATH": str(ROOT / "tests" / "cable_out"),
+            "PYTHONPATH": str(Path(__file__).with_name("cable_out")),
             "CABLE_OUT_LOG": str(self.log),
             "HF_HOME": str(self.log.with_name("hf")),
         }
