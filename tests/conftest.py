@@ -1,14 +1,16 @@
-"""Every test runs offline, with the checkpoint that comes along, and shares the machine."""
+"""Fixtures for all tests. Tests run offline, with the bundled checkpoint."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
 
 import build_site
+from support import miniature
 from support.browser import launch_chromium
 from support.notebook_style import ROOT
 from support.offline import CableOut
@@ -21,7 +23,7 @@ os.environ.pop("SVDNB_CHECKPOINT", None)
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_predictions() -> Iterator[None]:
-    """Whatever is predicted here is not left behind, unless `make test` named a place for it."""
+    """Keep predictions in a temporary folder, unless `make test` has named one to reuse."""
     if "SVDNB_CACHE" in os.environ:
         yield
         return
@@ -39,8 +41,22 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def first_notebook(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CableOut]:
-    """Notebook 01, executed with the network cable out."""
+    """Notebook 01, executed without a network connection."""
     folder = tmp_path_factory.mktemp("executed")
     cable_out = CableOut(folder / "tried")
     notebook = ROOT / "notebooks" / "01_basic_generation.ipynb"
     return build_site.execute(notebook, folder, cable_out.environment), cable_out
+
+
+@pytest.fixture(scope="session")
+def miniature_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of noise that generates within a second. Read only: copy it to change it."""
+    return miniature.build(tmp_path_factory.mktemp("miniature"))
+
+
+@pytest.fixture(scope="session")
+def pocket_pipe() -> Any:
+    """Pocket SVD, loaded once. Undo whatever you put on it."""
+    import svdnb
+
+    return svdnb.checkpoint("pocket").load()
