@@ -13,3 +13,23 @@ class Error(Exception):
 def first_line(error: Exception) -> str:
     """What an error says first, to stand within a sentence; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error, or one that caused it, means that a CPU's or GPU's memory ran out."""
+    words = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # PyTorch's, without an import of it
+        or any(sign in words for sign in _OUT_OF_MEMORY)
+        or any(map(is_out_of_memory, filter(None, (error.__cause__, error.__context__))))
+    )
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",  # DefaultCPUAllocator on Linux
+    "not enough memory",  # DefaultCPUAllocator on Windows
+    "bad_alloc",
+    "alloc_failed",  # cuBLAS and cuDNN
+)

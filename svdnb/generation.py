@@ -1,191 +1,329 @@
-"""One call of the pipeline in a thread of its own: watched step by step, and stopped at will."""
+"""Generate a video: settings, progress, stopping, errors in plain words, and the code to repeat it.
+
+The command line, the studio and batches all call `generate`, so they behave alike.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
-from svdnb.errors import Error
-from svdnb.panel.preview import Preview, expected
-from svdnb.recipe import Recipe
+from svdnb.errors import Error, first_line, is_out_of_memory
+from svdnb.images import example_images
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import StableVideoDiffusionPipeline
-    from torch import Tensor
+    from PIL import Image
 
-BLACK = 4
-"""No pixel of a black picture is brighter, in levels of 255."""
+    from svdnb.checkpoints import Checkpoint
 
-_TURNS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+USUAL_FPS = (5, 30)
+"""Stability AI's demo warns outside this range of the `fps` condition."""
+
+USUAL_NOISE = (0.022, 0.113)
+"""The middle 90% of noise_aug_strength in training: ln(strength) ~ N(-3, 0.5^2), from Blattmann
+et al. (2023), appendix D."""
+
+DARKEST, BRIGHTEST = 4 / 255, 251 / 255
+"""A frame counts as black, or as white, if every value lies beyond these."""
+
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+
+
+class Stopped(Error):
+    """The generation was stopped on request."""
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """Everything a video depends on besides the picture and the checkpoint.
+
+    The names are those of the pipeline's arguments. width and height are in pixels, fps in frames
+    per second, motion_bucket_id from 0 to 255, noise_aug_strength in units of the picture's range
+    [-1, 1]. Guidance rises from the minimum in the first frame to the maximum in the last.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    num_inference_steps: int
+    max_guidance_scale: float
+    min_guidance_scale: float = 1.0
+    fps: int = 7
+    motion_bucket_id: int = 127
+    noise_aug_strength: float = 0.02
+    decode_chunk_size: int = 8
+    seed: int = 42
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, **changes: Any) -> VideoSettings:
+        """Take a checkpoint's settings, with changes; a change to None keeps the default."""
+        names = ("width", "height", "num_frames", "num_inference_steps", "max_guidance_scale")
+        settings = {name: getattr(checkpoint, name) for name in names}
+        return cls(**settings | {k: v for k, v in changes.items() if v is not None})
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments for `pipe(image, ...)`, with a fresh random generator."""
+        import torch
+
+        arguments = asdict(self)
+        # Not torch.manual_seed: another cell that draws numbers meanwhile would change the video.
+        arguments["generator"] = torch.Generator().manual_seed(arguments.pop("seed"))
+        return arguments
+
+    def summary(self) -> str:
+        """Return the settings that people compare, in one line."""
+        return (
+            f"bucket {self.motion_bucket_id}, fps {self.fps}, noise {self.noise_aug_strength:g}, "
+            f"seed {self.seed}, {self.num_inference_steps} steps, "
+            f"guidance {self.min_guidance_scale:g} to {self.max_guidance_scale:g}"
+        )
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a generation is: steps done, seconds since its start and to its end, a rough look.
+    """How far a generation is.
 
-    stage is "starting", "denoising" or "decoding", and at the end "done", "stopped" or "failed".
-    left is None while nothing is known; preview holds a few small pictures, or none.
+    step counts the denoising steps done, of `steps`. seconds is the time since the start; left is
+    the estimated time until denoising ends, None while unknown. latents are those after the last
+    step, of shape (frames, channels, height, width); None before the first step ends.
     """
 
-    stage: str
+    stage: Literal["encoding", "denoising", "decoding"]
     step: int
     steps: int
     seconds: float
     left: float | None = None
-    preview: tuple[Image.Image, ...] = ()
+    latents: torch.Tensor | None = None
 
 
-class _Stopped(Exception):
-    """Carries the wish to stop out of the pipeline."""
+def generate(
+    pipe: StableVideoDiffusionPipeline,
+    image: Image.Image,
+    settings: VideoSettings,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+) -> NDArray[np.float32]:
+    """Generate a video with one call of the pipeline.
 
+    image: RGB, of the size in the settings, as `svdnb.load_image` returns it.
+    on_progress: called when encoding starts, after each denoising step, and before each chunk of
+    frames is decoded. The pipeline's own progress bar stays hidden.
+    stop: set it from another thread to stop before the next step or the next chunk.
 
-class Generation(threading.Thread):
-    """Makes a video from a picture by a recipe, in the background.
+    Calls with the same pipeline wait for each other, because they would share its scheduler.
 
-    `watch` is called with a `Progress`, from this thread, whenever something has changed. At the
-    end `frames` holds the video, or `error` a sentence about what went wrong, or neither does: it
-    was stopped. Two generations with one pipeline take turns, for they would share its scheduler.
+    Returns frames in [0, 1], of shape (frames, height, width, 3). Raises Stopped, or Error with a
+    sentence about what went wrong and what to do.
     """
-
-    def __init__(
-        self,
-        pipe: StableVideoDiffusionPipeline,
-        picture: Image.Image,
-        recipe: Recipe,
-        watch: Callable[[Progress], None] = lambda progress: None,
-    ) -> None:
-        super().__init__(name="svdnb generation", daemon=True)
-        self.frames: list[Image.Image] = []
-        self.error = ""
-        self.progress = Progress("starting", 0, recipe.num_inference_steps, 0.0)
-        self.recipe = recipe
-        self._pipe, self._picture, self._watch = pipe, picture, watch
-        self._stop_wanted = threading.Event()
-        self._before: Tensor | None = None
-        self._preview: Preview | None = None
-
-    def stop(self) -> None:
-        """Stop before the next step of denoising, or the next chunk of decoding."""
-        self._stop_wanted.set()
-
-    def run(self) -> None:
-        with _TURNS.setdefault(self._pipe, threading.Lock()):
-            self._start = time.monotonic()
-            try:
-                self._tell("starting")
-                self.frames = self._generate()
-                stage = "done"
-            except _Stopped:
-                stage = "stopped"
-            except Exception as error:
-                self.error, stage = in_words(error), "failed"
-            if stage != "done":
-                # Left in the middle of a call, offloaded parts would stay on the GPU.
-                self._pipe.maybe_free_model_hooks()
-        # Threads outlive their work, and what they hold would stay on the GPU.
-        self._pipe = self._before = self._preview = None
-        self._tell(stage, left=0.0)
-
-    def _generate(self) -> list[Image.Image]:
-        with _silent(self._pipe), self._hooks():
-            frames: list[Image.Image] = self._pipe(
-                self._picture, callback_on_step_end=self._after_step, **self.recipe.arguments()
+    _require_size(pipe, settings)
+    watch = _Watch(settings.num_inference_steps, on_progress, stop)
+    lock = _LOCKS.setdefault(pipe, threading.Lock())
+    try:
+        with lock, _restored(pipe), watch.decoding(pipe.vae):
+            watch.report("encoding")
+            frames: NDArray[np.float32] = pipe(
+                image,
+                callback_on_step_end=watch.after_step,
+                output_type="np",  # in PIL pictures, NaN would look like black
+                **settings.arguments(),
             ).frames[0]
-        if all(map(_is_black, frames)) and not _is_black(self._picture):
-            raise BlackVideo(
-                "Every frame is black: 16-bit numbers overflowed on the way. Load the pipeline "
-                "with dtype=torch.bfloat16 or torch.float32, then try again."
-            )
+    except Error:
+        raise
+    except Exception as error:
+        explained = explain(error, settings)
+        if not is_out_of_memory(error):
+            raise explained from error
+    else:
+        _require_light(frames, image, pipe.unet.dtype)
         return frames
-
-    @contextmanager
-    def _hooks(self) -> Iterator[None]:
-        """Listen to the VAE: it encodes the picture once, and decodes the frames chunk by chunk."""
-        vae = self._pipe.vae
-        handles = [
-            vae.quant_conv.register_forward_hook(self._after_encoding),
-            vae.decoder.register_forward_pre_hook(self._before_decoding),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _after_encoding(self, module: Any, arguments: Any, moments: Tensor) -> None:
-        mean, _ = moments[0].chunk(2)
-        self._preview = Preview(mean, self._picture)
-
-    def _before_decoding(self, module: Any, arguments: Any) -> None:
-        self._obey()
-        self._tell("decoding")
-
-    def _after_step(
-        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
-        self._obey()
-        latents = tensors["latents"][0]
-        preview = self.progress.preview
-        if self._preview and self._before is not None:
-            clean = expected(self._before, latents, pipe.scheduler.sigmas, step)
-            preview = tuple(self._preview(clean / pipe.vae.config.scaling_factor))
-        self._before = latents
-        done, steps = step + 1, self.recipe.num_inference_steps
-        left = (time.monotonic() - self._start) / done * (steps - done)
-        self._tell("denoising", step=done, left=left, preview=preview)
-        return tensors
-
-    def _obey(self) -> None:
-        if self._stop_wanted.is_set():
-            raise _Stopped
-
-    def _tell(self, stage: str, **news: Any) -> None:
-        seconds = time.monotonic() - self._start
-        self.progress = replace(self.progress, stage=stage, seconds=seconds, **news)
-        self._watch(self.progress)
+    # Raised here without its cause: the traceback would keep the pipeline's tensors in memory.
+    raise explained
 
 
-class BlackVideo(Error, RuntimeError):
-    """The pipeline returned frames without any light."""
-
-
-def in_words(error: Exception) -> str:
-    """One or two sentences for what went wrong in a call of the pipeline, and what to do next."""
-    import torch
-
+def explain(error: Exception, settings: VideoSettings) -> Error:
+    """Say what went wrong in a call of the pipeline, and what to do next."""
     if isinstance(error, Error):
-        return str(error)
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return (
-            "The memory is full. Decode fewer frames at once, or make fewer frames; "
-            "if that does not help, restart the kernel."
+        return error
+    if is_out_of_memory(error):
+        return Error(_advice_on_memory(settings))
+    if any(words in str(error) for words in _SIZE_ERRORS):
+        return Error(
+            f"The model cannot process {settings.width}x{settings.height} pixels "
+            f"({first_line(error)}). Use the checkpoint's own size, or a picture made by "
+            "svdnb.load_image with a size whose sides are multiples of 64."
         )
-    first_line = (str(error).strip() or "no reason given").splitlines()[0]
-    return (
-        f"The pipeline failed ({type(error).__name__}: {first_line[:300]}). "
-        "Go back to settings that worked, or load the pipeline again."
+    return Error(
+        f"The pipeline failed ({type(error).__name__}: {first_line(error)[:300]}). Use settings "
+        "that worked before, or load the pipeline again. If that does not help, run: "
+        "python -m svdnb doctor"
     )
 
 
-def _is_black(picture: Image.Image) -> bool:
-    brightest: int = np.asarray(picture).max()
-    return brightest <= BLACK
+_SIZE_ERRORS = ("divisible by 8", "must match", "Kernel size can't be greater", "shape mismatch")
+
+
+def _advice_on_memory(settings: VideoSettings) -> str:
+    chunk = settings.decode_chunk_size
+    fewer = f"decode_chunk_size={max(1, min(2, chunk // 2))}, " if chunk > 1 else ""
+    return (
+        f"Out of memory with {settings.num_frames} frames of {settings.width}x{settings.height} "
+        f"pixels. Try {fewer}fewer num_frames, a smaller width and height, or the checkpoint "
+        "'pocket', and close other programs. To see what fits a GPU, run: python -m svdnb fit"
+    )
+
+
+def _require_size(pipe: StableVideoDiffusionPipeline, settings: VideoSettings) -> None:
+    """Raise Error for a size whose halves do not fit together in the UNet."""
+    multiple = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    size = (settings.width, settings.height)
+    if any(side < multiple or side % multiple for side in size):
+        near = " by ".join(str(max(1, round(side / multiple)) * multiple) for side in size)
+        raise Error(
+            f"This checkpoint needs a width and a height that are multiples of {multiple}, not "
+            f"{settings.width} by {settings.height}. The nearest size is {near}."
+        )
+
+
+def _require_light(
+    frames: NDArray[np.float32], image: Image.Image, dtype: torch.dtype | str
+) -> None:
+    """Raise Error for frames with NaN, and for black or white ones of another kind of picture."""
+    picture = np.asarray(image) / 255
+    if not np.isfinite(frames).all():
+        found = "The video contains NaN (not a number)."
+    elif frames.max() <= DARKEST < picture.max():
+        found = "Every frame is black."
+    elif frames.min() >= BRIGHTEST > picture.min():
+        found = "Every frame is white."
+    else:
+        return
+    if str(dtype) == "torch.float16":
+        raise Error(
+            f"{found} Numbers became too large for float16. Load the pipeline with "
+            "dtype=torch.bfloat16 or torch.float32, then try again."
+        )
+    raise Error(
+        f"{found} Use settings that worked before. If that does not help, the weights are damaged: "
+        "fetch the checkpoint again."
+    )
+
+
+class _Watch:
+    """Report the progress of one call, and end it once `stop` is set."""
+
+    def __init__(
+        self,
+        steps: int,
+        on_progress: Callable[[Progress], None] | None,
+        stop: threading.Event | None,
+    ) -> None:
+        self._on_progress, self._stop = on_progress, stop
+        self._start = time.monotonic()
+        self._steps, self._step = steps, 0
+        self._latents: torch.Tensor | None = None
+
+    def report(self, stage: Literal["encoding", "denoising", "decoding"]) -> None:
+        if self._stop is not None and self._stop.is_set():
+            raise Stopped("Stopped; nothing was kept. Generate again when you like.")
+        if self._on_progress is None:
+            return
+        seconds = time.monotonic() - self._start
+        left = seconds / self._step * (self._steps - self._step) if self._step else None
+        self._on_progress(
+            Progress(stage, self._step, self._steps, seconds, left, latents=self._latents)
+        )
+
+    def after_step(
+        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Serve as the pipeline's `callback_on_step_end`."""
+        self._step, self._latents = step + 1, tensors["latents"][0]
+        self.report("denoising")
+        return tensors
+
+    @contextmanager
+    def decoding(self, vae: Any) -> Iterator[None]:
+        """Listen to the decoder: the pipeline has no callback for it."""
+        handle = vae.decoder.register_forward_pre_hook(lambda *_: self.report("decoding"))
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 @contextmanager
-def _silent(pipe: StableVideoDiffusionPipeline) -> Iterator[None]:
-    """Without the pipeline's own progress bar, which would land in some other cell's output."""
-    before = getattr(pipe, "_progress_bar_config", {})
+def _restored(pipe: StableVideoDiffusionPipeline) -> Iterator[None]:
+    """Hide the pipeline's progress bar; leave the pipeline usable after a call that broke off."""
+    bar, dtype = dict(getattr(pipe, "_progress_bar_config", {})), pipe.vae.dtype
     pipe.set_progress_bar_config(disable=True)
     try:
         yield
+    except BaseException:
+        pipe.maybe_free_model_hooks()  # offloaded parts would stay on the GPU
+        if pipe.vae.dtype != dtype:  # the pipeline encodes in float32 and casts back later
+            pipe.vae.to(dtype=dtype)
+        raise
     finally:
-        pipe.set_progress_bar_config(**before)
+        pipe.set_progress_bar_config(**bar)
+
+
+def to_code(
+    settings: VideoSettings,
+    checkpoint: Checkpoint,
+    picture: str,
+    output: str = "video.mp4",
+    play_fps: float = 7,
+    setup: str | None = None,
+) -> str:
+    """Write a program for plain diffusers that makes the same frames.
+
+    picture: a file, a URL or the name of an example. A picture that is transparent or has 16 bits
+    looks different in diffusers' `load_image`; store what `svdnb.load_image` returns, and pass that
+    file. play_fps: frames per second of the mp4.
+    setup: code that gets the loaded `pipe` ready; by default, offloading if the checkpoint runs on
+    a GPU. For a checkpoint without a path, the program expects a `pipe`.
+    """
+    path = str(example_images().get(picture, picture))
+    if "://" not in path:
+        path = Path(path).expanduser().as_posix()
+    arguments = asdict(settings)
+    seed = arguments.pop("seed")
+    call = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
+    return (
+        f"{_loading(checkpoint, setup)}\n"
+        f"image = load_image({json.dumps(path)})\n"
+        f"image = ImageOps.fit(image, ({settings.width}, {settings.height}), "
+        "Image.Resampling.LANCZOS)\n"
+        f"frames = pipe(\n    image,\n{call}    generator=torch.manual_seed({seed}),\n).frames[0]\n"
+        f"export_to_video(frames, {json.dumps(output)}, fps={play_fps:g})\n"
+    )
+
+
+def _loading(checkpoint: Checkpoint, setup: str | None) -> str:
+    """Write the imports, and the lines that load the pipeline."""
+    others = (
+        "from diffusers.utils import export_to_video, load_image\nfrom PIL import Image, ImageOps\n"
+    )
+    if not checkpoint.path:
+        return f"import torch\n{others}\n# `pipe` is the pipeline that you loaded.\n"
+    if setup is None:
+        setup = "pipe.enable_model_cpu_offload()\n" if checkpoint.device == "cuda" else ""
+    variant = f', variant="{checkpoint.variant}"' if checkpoint.variant else ""
+    return (
+        f"import torch\nfrom diffusers import StableVideoDiffusionPipeline\n{others}\n"
+        "pipe = StableVideoDiffusionPipeline.from_pretrained(\n"
+        f"    {json.dumps(checkpoint.path)}, dtype={checkpoint.dtype}{variant}\n)\n{setup}"
+    )
