@@ -1,39 +1,47 @@
-// ipywidgets gives its sliders no name that can be read out, and no way to mark a part of the track.
-(bands) => {
+// Give ipywidgets' sliders names for screen readers, and mark a range of values on some of them.
+// ranges maps a slider's class to [from, to], in the slider's own units.
+(ranges) => {
   "use strict";
-  let patience = 600; // animation frames: some ten seconds
+  let framesLeft = 600; // about ten seconds
 
   function begin() {
     const roots = [...document.querySelectorAll(".svdnb-studio:not([data-named])")];
     const built = roots.filter((root) => root.querySelector(".noUi-handle"));
     for (const root of built) {
       root.dataset.named = "true";
-      name(root);
-      new MutationObserver(() => name(root)).observe(root, { childList: true, subtree: true });
+      update(root);
+      new MutationObserver(() => update(root)).observe(root, { childList: true, subtree: true });
     }
-    if (built.length === 0 && patience-- > 0) requestAnimationFrame(begin);
+    if (built.length === 0 && framesLeft-- > 0) requestAnimationFrame(begin);
   }
 
-  function name(root) {
-    for (const slider of root.querySelectorAll(".widget-slider")) {
-      const text = slider.querySelector(".widget-label")?.textContent ?? "";
-      const handles = slider.querySelectorAll(".noUi-handle");
-      handles.forEach((handle, place) => {
-        const which = handles.length > 1 ? [" minimum", " maximum"][place] : "";
-        set(handle, "aria-label", text + which);
-      });
-      const readout = slider.querySelector(".widget-readout");
-      if (readout) {
-        set(readout, "role", "textbox");
-        set(readout, "aria-label", `${text}, typed`);
-      }
+  function update(root) {
+    root.querySelectorAll(".widget-slider").forEach(name);
+    for (const [slider, [from, to]] of Object.entries(ranges)) {
+      root.querySelectorAll(`.${slider} .noUi-base`).forEach((track) => mark(track, from, to));
     }
-    for (const [slider, [from, to]] of Object.entries(bands)) {
-      for (const track of root.querySelectorAll(`.${slider} .noUi-base`)) {
-        track.style.setProperty("--from", `${from}%`);
-        track.style.setProperty("--to", `${to}%`);
-      }
+  }
+
+  function name(slider) {
+    const text = slider.querySelector(".widget-label")?.textContent ?? "";
+    const handles = slider.querySelectorAll(".noUi-handle");
+    handles.forEach((handle, place) => {
+      const which = handles.length > 1 ? [" minimum", " maximum"][place] : "";
+      set(handle, "aria-label", text + which);
+    });
+    const readout = slider.querySelector(".widget-readout");
+    if (readout) {
+      set(readout, "role", "textbox");
+      set(readout, "aria-label", `${text}, typed`);
     }
+  }
+
+  function mark(track, from, to) {
+    const handle = track.querySelector(".noUi-handle");
+    const [low, high] = ["aria-valuemin", "aria-valuemax"].map((end) => +handle.getAttribute(end));
+    const share = (value) => `${(100 * (value - low)) / (high - low)}%`;
+    track.style.setProperty("--from", share(from));
+    track.style.setProperty("--to", share(to));
   }
 
   function set(element, attribute, value) {

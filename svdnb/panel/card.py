@@ -1,0 +1,148 @@
+"""Show one finished video of the studio: its player, its measurements, its buttons, its code."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import ipywidgets as widgets
+from PIL import Image
+
+from svdnb.checkpoints import Checkpoint
+from svdnb.errors import Error
+from svdnb.generation import VideoSettings, to_code
+from svdnb.metrics import motion_score, similarity
+from svdnb.panel.widgets import button, line
+from svdnb.player import show
+from svdnb.videos import Clip
+
+MEASURED_WIDTH = 256
+"""Wider videos are measured at this width, in pixels, because optical flow is slow."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The picture a video starts from. source is an example's name, or a description."""
+
+    picture: Image.Image
+    source: str
+    is_example: bool = False
+
+
+@dataclass(frozen=True)
+class Video:
+    """A finished video, and everything it was made from. clip holds its mp4."""
+
+    frames: list[Image.Image]
+    clip: Clip
+    start: Start
+    settings: VideoSettings
+    checkpoint: Checkpoint
+
+    def summary(self) -> str:
+        return f"{self.start.source}, {self.settings.summary()}"
+
+
+class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
+    """A card for one video. Saved files go to `folder`; no video is ever overwritten."""
+
+    def __init__(self, number: int, video: Video, folder: Path) -> None:
+        self.number, self.video, self._folder = number, video, folder
+        self.label = f"Video {number}"
+        self.player = widgets.Output()
+        self.player.append_display_data(show(video.clip, label=video.summary()))
+        self.measured, self.message = widgets.HTML(line("Measuring ...")), widgets.HTML()
+        self.code_view = widgets.HTML()
+        self.save_button = self._button("Save mp4", self._save)
+        self.code_button = self._button("Show the code", self._toggle_code)
+        # The studio connects the others.
+        self.reuse_button = self._button("Use these settings")
+        self.continue_button = self._button("Continue from the end")
+        self.remove_button = self._button("Remove")
+        self.compared = widgets.Checkbox(description=f"Compare {self.label.lower()}", indent=False)
+        buttons = [
+            self.save_button,
+            self.code_button,
+            self.reuse_button,
+            self.continue_button,
+            self.remove_button,
+            self.compared,
+        ]
+        title, row = widgets.HTML(f"<h4>{self.label}</h4>"), widgets.HBox(buttons)
+        super().__init__([title, self.player, self.measured, row, self.message, self.code_view])
+        self.add_class("svdnb-card")
+
+    def measure(self) -> None:
+        """Show how much the video moves and how similar it is to its picture."""
+        width, height = self.video.frames[0].size
+        shrunk = max(1.0, width / MEASURED_WIDTH)
+        size = (round(width / shrunk), round(height / shrunk))
+        frames = [frame.resize(size, Image.Resampling.BOX) for frame in self.video.frames]
+        found = similarity(frames, self.video.start.picture)
+        self.measured.value = line(
+            f"Motion {motion_score(frames) * shrunk:.2f} px/frame. Similarity to the picture: "
+            f"first frame {found.first_psnr:.1f} dB, whole video {found.clip_psnr:.1f} dB."
+        )
+
+    def code(self, output: str = "video.mp4") -> str:
+        """Store the picture, and return a diffusers program that makes this video again."""
+        picture = self.video.start.picture
+        name = hashlib.sha256(picture.tobytes()).hexdigest()[:8]
+        path = self._folder / f"picture-{name}.png"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        return to_code(self.video.settings, self.video.checkpoint, path.as_posix(), output)
+
+    def _button(self, text: str, action: Callable[[], None] | None = None) -> Any:
+        return button(text, (lambda _: self._try(action)) if action else None, self.label)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (OSError, Error) as error:
+            self.message.value = line(f"Could not write to {self._folder}: {error}", "alert")
+
+    def _save(self) -> None:
+        """Write the mp4 and, beside it, the code that makes it."""
+        settings = self.video.settings
+        source = re.sub(r"\W+", "-", self.video.start.source).strip("-").lower()
+        target = _unused(
+            self._folder / f"{source}-bucket{settings.motion_bucket_id}-fps{settings.fps}"
+            f"-noise{settings.noise_aug_strength:g}-seed{settings.seed}.mp4"
+        )
+        code = self.code(f"{target.stem}-again.mp4")
+        self.video.clip.write(target)
+        target.with_suffix(".py").write_text(code, encoding="utf-8")
+        data = base64.b64encode(self.video.clip.mp4).decode()
+        self.message.value = line(
+            f"Saved {target.as_posix()}, and the code beside it.",
+            extra=f' <a download="{quote(target.name)}" href="data:video/mp4;base64,{data}">'
+            f"Download {escape(target.name)}</a>",
+        )
+
+    def _toggle_code(self) -> None:
+        if self.code_view.value:
+            self.code_view.value, self.code_button.description = "", "Show the code"
+            return
+        name = f"Code that makes {self.label}"
+        self.code_view.value = (
+            f'<pre class="svdnb-code" tabindex="0" role="region" aria-label="{name}">'
+            f"{escape(self.code())}</pre>"
+        )
+        self.code_button.description = "Hide the code"
+
+
+def _unused(path: Path) -> Path:
+    """Return this path, or one with -2, -3 ... if a file of that name exists."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate
