@@ -128,7 +128,6 @@ def generate(
     Returns frames in [0, 1], of shape (frames, height, width, 3). Raises Stopped, or Error with a
     sentence about what went wrong and what to do.
     """
-    _require_size(pipe, settings)
     watch = _Watch(settings.num_inference_steps, on_progress, stop)
     lock = _LOCKS.setdefault(pipe, threading.Lock())
     try:
@@ -157,13 +156,20 @@ def explain(error: Exception, settings: VideoSettings) -> Error:
     """Say what went wrong in a call of the pipeline, and what to do next."""
     if isinstance(error, Error):
         return error
+    size = f"{settings.width}x{settings.height}"
     if is_out_of_memory(error):
-        return Error(_advice_on_memory(settings))
+        chunk = settings.decode_chunk_size
+        fewer = f"decode_chunk_size={max(1, min(2, chunk // 2))}, " if chunk > 1 else ""
+        return Error(
+            f"Out of memory with {settings.num_frames} frames of {size} pixels. Try {fewer}fewer "
+            "num_frames, a smaller width and height, or the checkpoint 'pocket', and close other "
+            "programs. To see what fits a GPU, run: python -m svdnb fit"
+        )
     if any(words in str(error) for words in _SIZE_ERRORS):
         return Error(
-            f"The model cannot process {settings.width}x{settings.height} pixels "
-            f"({first_line(error)}). Use the checkpoint's own size, or a picture made by "
-            "svdnb.load_image with a size whose sides are multiples of 64."
+            f"The model cannot process {size} pixels "
+            f"({first_line(error)}). Use the checkpoint's own size, or multiples of 8 pixels, "
+            "and a picture that svdnb.load_image brought to that size."
         )
     return Error(
         f"The pipeline failed ({type(error).__name__}: {first_line(error)[:300]}). Use settings "
@@ -172,34 +178,15 @@ def explain(error: Exception, settings: VideoSettings) -> Error:
     )
 
 
-_SIZE_ERRORS = ("divisible by 8", "must match", "Kernel size can't be greater", "shape mismatch")
+_SIZE_ERRORS = (
+    "divisible by 8",
+    "Sizes of tensors must match",
+    "must match the size of tensor",
+    "Kernel size can't be greater",
+)
 
 
-def _advice_on_memory(settings: VideoSettings) -> str:
-    chunk = settings.decode_chunk_size
-    fewer = f"decode_chunk_size={max(1, min(2, chunk // 2))}, " if chunk > 1 else ""
-    return (
-        f"Out of memory with {settings.num_frames} frames of {settings.width}x{settings.height} "
-        f"pixels. Try {fewer}fewer num_frames, a smaller width and height, or the checkpoint "
-        "'pocket', and close other programs. To see what fits a GPU, run: python -m svdnb fit"
-    )
-
-
-def _require_size(pipe: StableVideoDiffusionPipeline, settings: VideoSettings) -> None:
-    """Raise Error for a size whose halves do not fit together in the UNet."""
-    multiple = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-    size = (settings.width, settings.height)
-    if any(side < multiple or side % multiple for side in size):
-        near = " by ".join(str(max(1, round(side / multiple)) * multiple) for side in size)
-        raise Error(
-            f"This checkpoint needs a width and a height that are multiples of {multiple}, not "
-            f"{settings.width} by {settings.height}. The nearest size is {near}."
-        )
-
-
-def _require_light(
-    frames: NDArray[np.float32], image: Image.Image, dtype: torch.dtype | str
-) -> None:
+def _require_light(frames: NDArray[np.float32], image: Image.Image, dtype: torch.dtype) -> None:
     """Raise Error for frames with NaN, and for black or white ones of another kind of picture."""
     picture = np.asarray(image) / 255
     if not np.isfinite(frames).all():
@@ -210,15 +197,13 @@ def _require_light(
         found = "Every frame is white."
     else:
         return
-    if str(dtype) == "torch.float16":
-        raise Error(
-            f"{found} Numbers became too large for float16. Load the pipeline with "
-            "dtype=torch.bfloat16 or torch.float32, then try again."
-        )
-    raise Error(
-        f"{found} Use settings that worked before. If that does not help, the weights are damaged: "
-        "fetch the checkpoint again."
+    remedy = (
+        "Numbers became too large for float16: load the pipeline with dtype=torch.bfloat16 or "
+        "torch.float32."
+        if str(dtype) == "torch.float16"
+        else "Use settings that worked before, or fetch the checkpoint again: it may be damaged."
     )
+    raise Error(f"{found} {remedy}")
 
 
 class _Watch:

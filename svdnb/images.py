@@ -1,4 +1,4 @@
-"""Any picture in, an upright RGB conditioning image of the right size out."""
+"""Turn any picture into an upright RGB image of the size a video starts from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 import os
 import urllib.request
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
@@ -16,56 +16,76 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from svdnb.errors import Error
+from svdnb.errors import Error, first_line
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Any
 
 EXAMPLES = Path(__file__).parent / "examples"
-MOST_BYTES = 100 * 2**20
-LONGEST_SIDE = 8192  # of the result, in pixels
-PATIENCE = 20  # seconds that a server may keep us waiting
-
-
-class ImageError(Error, ValueError):
-    """This is not a picture that a video can start from; the message says what to do next."""
+MAX_BYTES = 100 * 2**20  # of a file or a download
+MAX_SIDE = 8192  # of the result, in pixels
+TIMEOUT_S = 20  # for each answer of a server
 
 
 def example_images() -> dict[str, Path]:
-    """The pictures that come along: name -> file. `load_image` takes the name, too."""
+    """Return the bundled pictures: name -> file. `load_image` takes the names, too."""
     kinds = {".jpg", ".png", ".webp"}
     return {file.stem: file for file in sorted(EXAMPLES.iterdir()) if file.suffix in kinds}
 
 
 def load_image(source: Source, size: tuple[int, int] = (1024, 576)) -> Image.Image:
-    """Read a picture, turn it upright, crop it to the shape of `size`, and resize it to `size`.
+    """Read a picture, turn it upright, and crop and resize it to `size`.
 
     source: a path, an http(s) URL, bytes, the value of an `ipywidgets.FileUpload`, a PIL image, an
     array (height, width[, 1, 3 or 4]) of uint8 or of floats in [0, 1], or the name of an example.
-    size: (width, height) in pixels. Transparency becomes white; of an animation, and of several
-    uploads, the first picture counts. The crop is taken from the middle; nothing is stretched.
+    size: (width, height) in pixels. The crop is taken from the middle; nothing is stretched.
+    Transparency becomes white. Of an animation or of several uploads, the first picture is used.
 
-    Raises ImageError for anything that is not a whole, readable picture.
+    Raises Error for anything that is not a complete, readable picture.
     """
-    width, height = _checked(size)
+    try:
+        width, height = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        raise Error(f"size is {size!r}. Pass (width, height) in whole pixels.") from None
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise Error(f"size is {width}x{height}. Pass sides of 1 to {MAX_SIDE} pixels.")
     return ImageOps.fit(upright(source), (width, height), Image.Resampling.LANCZOS)
 
 
 def upright(source: Source) -> Image.Image:
-    """The whole picture, upright and in RGB, for those who do not know the size yet.
+    """Read a picture, upright and in RGB, in its own size.
 
-    Takes what `load_image` takes. Raises ImageError as it does.
+    Takes what `load_image` takes, and raises Error as it does.
     """
-    return _rgb(_opened(source))
-
-
-def _checked(size: tuple[int, int]) -> tuple[int, int]:
+    picture = _opened(source)
     try:
-        width, height = (operator.index(side) for side in size)
-    except (TypeError, ValueError):
-        raise ImageError(f"size is {size!r}. Pass (width, height) in whole pixels.") from None
-    if not (1 <= width <= LONGEST_SIDE and 1 <= height <= LONGEST_SIDE):
-        raise ImageError(f"size is {width}x{height}. Pass sides of 1 to {LONGEST_SIDE} pixels.")
-    return width, height
+        return _rgb(picture)
+    except Error:
+        raise
+    except Exception as error:  # a PIL image that was opened, but not read yet, may be damaged
+        raise Error(_unreadable("The picture", error)) from None
+
+
+def checked_values(pixels: NDArray[Any], what: str) -> NDArray[Any]:
+    """Return uint8 pixels as they are, and floats in [0, 1] as float32.
+
+    Raises Error for other types, for NaN, and for values out of range; `what` names the pixels.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise Error(f"{what} is {pixels.dtype}. Pass uint8 from 0 to 255, or floats from 0 to 1.")
+    if not np.isfinite(pixels).all():
+        raise Error(
+            f"{what} contains NaN or infinity. If a model made it, its numbers became too large: "
+            "run it again in float32 or bfloat16."
+        )
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < -0.01 or high > 1.01:  # resizing overshoots a little
+        raise Error(
+            f"{what} ranges from {low:.3g} to {high:.3g}, not from 0 to 1. Rescale it first, for "
+            "example (values + 1) / 2 for values in [-1, 1], or pass uint8."
+        )
+    return pixels.astype(np.float32).clip(0, 1)
 
 
 def _opened(source: Source) -> Image.Image:
@@ -76,151 +96,125 @@ def _opened(source: Source) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decoded(bytes(source), "The data")
     if isinstance(source, (str, os.PathLike)):
-        return _from_name(os.fsdecode(source))
+        name = os.fsdecode(source)
+        return _decoded(_contents(name), name)
     uploads = _uploads(source)
     if uploads is None:
-        raise ImageError(
+        raise Error(
             f"An object of type {type(source).__name__} is not a picture. Pass a path, a "
             "URL, bytes, a PIL image, an array, or the name of an example."
         )
     if not uploads:
-        raise ImageError("Nothing was uploaded yet. Choose a file, then run this again.")
-    return _decoded(uploads[0], "The uploaded file")
+        raise Error("Nothing was uploaded yet. Choose a file, then run this again.")
+    return _decoded(bytes(uploads[0]["content"]), "The uploaded file")
 
 
-def _from_name(name: str) -> Image.Image:
-    examples = example_images()
-    if name in examples:
-        return _decoded(examples[name].read_bytes(), name)
+def _uploads(value: Any) -> list[Any] | None:
+    """Return the entries of an `ipywidgets.FileUpload`: a tuple, or a dict before ipywidgets 8."""
+    if isinstance(value, Mapping):
+        value = [value] if "content" in value else list(value.values())
+    is_upload = isinstance(value, (list, tuple)) and all(
+        isinstance(entry, Mapping) and "content" in entry for entry in value
+    )
+    return list(value) if is_upload else None
+
+
+def _contents(name: str) -> bytes:
+    """Return the bytes of an example, a URL or a file."""
     if name.lower().startswith(("http://", "https://")):
-        return _decoded(_downloaded(name), name)
-    return _decoded(_read(name, known=", ".join(examples)), name)
+        data = _downloaded(name)
+    else:
+        data = _read(example_images().get(name, name))
+    if len(data) > MAX_BYTES:
+        raise Error(f"{name} is larger than {MAX_BYTES >> 20} MiB. Pass a smaller picture.")
+    return data
 
 
-def _read(name: str, known: str) -> bytes:
+def _read(name: str | Path) -> bytes:
     try:
         path = Path(name).expanduser()
         if path.is_dir():
-            raise ImageError(f"{path} is a folder. Pass one picture in it.")
+            raise Error(f"{path} is a folder. Pass one picture in it.")
         if not path.is_file():
-            raise ImageError(
-                f"There is no picture {name!r}. Check the path, or use an example: {known}."
+            raise Error(
+                f"There is no picture {str(name)!r}. Check the path, or use an example: "
+                f"{', '.join(example_images())}."
             )
-        if path.stat().st_size > MOST_BYTES:
-            raise ImageError(_too_large(name))
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
     except (OSError, RuntimeError) as error:  # RuntimeError: "~nobody" has no home
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{name} could not be read ({reason}). Pass another path.") from None
+        raise Error(f"{name} could not be read ({reason}). Pass another path.") from None
 
 
 def _downloaded(url: str) -> bytes:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "svdnb"})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            data: bytes = answer.read(MOST_BYTES + 1)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            data: bytes = answer.read(MAX_BYTES + 1)
     except (OSError, ValueError, HTTPException) as error:
-        raise ImageError(
+        raise Error(
             f"{url} could not be fetched ({error}). Check the address and the connection, or "
             "save the picture and pass its path."
         ) from None
-    if len(data) > MOST_BYTES:
-        raise ImageError(_too_large(url))
     return data
-
-
-def _too_large(name: str) -> str:
-    return f"{name} is larger than {MOST_BYTES >> 20} MiB. Pass a smaller picture."
-
-
-def _uploads(value: Any) -> list[bytes] | None:
-    """Contents of an `ipywidgets.FileUpload`: a tuple of dicts (since 8), or a dict of them."""
-    if isinstance(value, Mapping):
-        value = [value] if "content" in value else list(value.values())
-    if not isinstance(value, Sequence):
-        return None
-    if not all(isinstance(entry, Mapping) and "content" in entry for entry in value):
-        return None
-    return [bytes(entry["content"]) for entry in value]
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:
     if not data:
-        raise ImageError(f"{name} is empty. Pass a picture, such as a JPEG or PNG file.")
+        raise Error(f"{name} is empty. Pass a picture, such as a JPEG or PNG file.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(BytesIO(data))
             picture.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(
-            f"{name} has too many pixels to open safely. Make it smaller, then try again."
-        ) from None
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{name} is not a picture that can be read. Save it as JPEG or PNG first."
-        ) from None
-    except Exception as error:  # on damaged files, decoders trip over anything
-        raise ImageError(_damaged(name, error)) from None
+    except Exception as error:  # damaged files make decoders raise anything
+        raise Error(_unreadable(name, error)) from None
     return picture
 
 
+def _unreadable(name: str, error: Exception) -> str:
+    is_unknown = isinstance(error, UnidentifiedImageError)
+    reason = "unknown format" if is_unknown else first_line(error)
+    return f"{name} is not a readable picture ({reason}). Save or fetch it again, as JPEG or PNG."
+
+
 def _from_array(pixels: NDArray[Any]) -> Image.Image:
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
+    shape = pixels.shape
+    if pixels.ndim == 3 and shape[2] == 1:
         pixels = pixels[..., 0]
-    if pixels.size == 0 or not (
-        pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
-    ):
-        raise ImageError(
-            f"An array of shape {pixels.shape} is not a picture. Pass (height, width), or "
+    is_colour = pixels.ndim == 3 and shape[2] in (3, 4)
+    if pixels.size == 0 or not (pixels.ndim == 2 or is_colour):
+        raise Error(
+            f"An array of shape {shape} is not a picture. Pass (height, width), or "
             "(height, width, 3) with colours."
         )
     if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * 255
-    if np.issubdtype(pixels.dtype, np.floating):
-        if not np.isfinite(pixels).all():
-            raise ImageError("The array has NaN or infinite values. Replace them first.")
-        if pixels.min() < -0.01 or pixels.max() > 1.01:  # resizing overshoots a little
-            raise ImageError(
-                f"The array's values go from {pixels.min():.3g} to {pixels.max():.3g}. Bring "
-                "floats into 0 to 1, or pass uint8 from 0 to 255."
-            )
-        pixels = (pixels.astype(np.float32).clip(0, 1) * 255).round().astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise ImageError(
-            f"An array of {pixels.dtype} could mean anything. Pass uint8 from 0 to 255, or floats "
-            "from 0 to 1."
-        )
-    return Image.fromarray(pixels)
+        pixels = pixels.astype(np.float32)
+    values = checked_values(pixels, "The array")
+    if values.dtype != np.uint8:
+        values = (values * 255).round().astype(np.uint8)
+    return Image.fromarray(values)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    try:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-            picture = _deep_to_8_bits(picture)
-        if picture.mode == "La":  # with its alpha multiplied in, Pillow converts it only to this
-            picture = picture.convert("LA")
-        if picture.has_transparency_data:
-            colors = picture.convert("RGBA")
-            white = Image.new("RGBA", colors.size, "white")
-            picture = Image.alpha_composite(white, colors)
-        return picture.convert("RGB")
-    except ImageError:
-        raise
-    except Exception as error:  # a picture that was opened, not yet read, may be damaged as well
-        raise ImageError(_damaged("The picture", error)) from None
-
-
-def _damaged(name: str, error: Exception) -> str:
-    return f"{name} cannot be decoded ({error}). Save or fetch it again, as JPEG or PNG."
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        picture = _deep_to_8_bits(picture)
+    if picture.mode == "La":  # premultiplied alpha: Pillow converts it to LA only
+        picture = picture.convert("LA")
+    if picture.has_transparency_data:
+        colours = picture.convert("RGBA")
+        white = Image.new("RGBA", colours.size, "white")
+        picture = Image.alpha_composite(white, colours)
+    return picture.convert("RGB")
 
 
 def _deep_to_8_bits(picture: Image.Image) -> Image.Image:
-    """16 bits count from 0 to 65535 in any of Pillow's modes; floats from 0 to 1, or to 255."""
+    """Scale 16-bit integers from 0 to 65535, and floats from 0 to 1 or to 255, down to 8 bits."""
     values = np.asarray(picture, np.float64)
     if not np.isfinite(values).all():
-        raise ImageError("The picture has NaN or infinite values. Replace them first.")
+        raise Error("The picture has NaN or infinite values. Replace them first.")
     highest = values.max(initial=0)
     if picture.mode == "F":
         values = values * 255 if highest <= 1 else values

@@ -1,187 +1,129 @@
-"""What a video did: how much it moved, how much it flickered, how close it stayed to its picture.
+"""Measure videos: how much they move and flicker, and how close they are to a picture or a video.
 
-Frames are a list of `PIL.Image`, or an array (frames, height, width, 3): floats in [0, 1] or uint8.
+Frames are what `svdnb.videos` accepts: a list of `PIL.Image`, or an array.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from svdnb.errors import Error
-
-Frames: TypeAlias = Sequence[Image.Image] | NDArray[Any]
+from svdnb.images import Source, load_image
+from svdnb.videos import Frames, as_array
 
 STILL = 0.1
-"""Below so many pixels a frame a place counts as standing still."""
+"""A place whose optical flow stays below this counts as still, in pixels per frame."""
 
 
-class MeasureError(Error, ValueError):
-    """These frames cannot be measured; the message says what to do next."""
-
-
-class Figure(float):
-    """A number that knows its unit and its range: `float(figure)` computes, `str(figure)` reads."""
-
-    unit: str
-    range: tuple[float, float]
-
-    def __new__(cls, value: float, unit: str, range: tuple[float, float]) -> Figure:
-        figure = super().__new__(cls, value)
-        figure.unit, figure.range = unit, range
-        return figure
-
-    def __str__(self) -> str:
-        return f"{float(self):.2f} {self.unit}".strip()
-
-    __repr__ = __str__
-
-
-class Likeness(NamedTuple):
+class Similarity(NamedTuple):
     """How close a video is to a picture: its first frame, and the mean over all frames.
 
-    PSNR in dB, from 0 to infinity (the same); SSIM from -1 to 1 (the same).
+    PSNR in dB, from 0 to infinity (identical); SSIM from -1 to 1 (identical).
     """
 
-    first_psnr: Figure
-    first_ssim: Figure
-    clip_psnr: Figure
-    clip_ssim: Figure
+    first_psnr: float
+    first_ssim: float
+    clip_psnr: float
+    clip_ssim: float
 
 
-class Loss(NamedTuple):
-    """What a video lost against an exact one.
+class Quality(NamedTuple):
+    """How close a video is to an exact one.
 
-    PSNR in dB, from 0 to infinity (the same); SSIM from -1 to 1 (the same); motion_kept is its
-    motion over the exact one's, from 0 up (1: as much).
+    PSNR in dB, from 0 to infinity (identical); SSIM from -1 to 1 (identical); motion_kept is its
+    motion divided by the exact one's, from 0 up (1: as much).
     """
 
-    psnr: Figure
-    ssim: Figure
-    motion_kept: Figure
+    psnr: float
+    ssim: float
+    motion_kept: float
 
 
-def motion_score(video: Frames) -> Figure:
-    """Mean length of the optical flow between neighbouring frames, in pixels a frame, from 0 up.
+def motion_score(video: Frames) -> float:
+    """Return the mean length of the optical flow between neighbouring frames, in pixels per frame.
 
-    The flow is TV-L1 (Zach, Pock and Bischof, 2007) as scikit-image computes it.
-
-    Raises MeasureError for fewer than two frames.
+    The flow is TV-L1 (Zach, Pock and Bischof, 2007) as scikit-image computes it. Raises Error for
+    fewer than two frames.
     """
-    return Figure(float(_flow(_gray(_array(video))).mean()), "px/frame", (0.0, float("inf")))
+    return float(_flow(_floats(video, at_least=2)).mean())
 
 
-def flicker(video: Frames, still: NDArray[np.bool_] | None = None) -> Figure:
-    """Mean change between neighbouring frames where nothing moves, in levels of 255, from 0 to 255.
+def flicker(video: Frames, still: NDArray[np.bool_] | None = None) -> float:
+    """Return the mean change between neighbouring frames where nothing moves, in levels of 255.
 
-    `still` (height, width) says where that is. Without it, it is wherever the optical flow over the
-    whole clip stays below 0.1 pixels a frame on average, and if that is nowhere, the stillest
-    hundredth of the picture. Raises MeasureError for fewer than two frames, or an empty `still`.
+    `still`, of shape (height, width), says where nothing moves. By default that is wherever the
+    optical flow, averaged over the clip, stays below 0.1 pixels per frame, or else the stillest
+    1% of the picture. Raises Error for fewer than two frames, or an unusable `still`.
     """
-    frames = _array(video)
+    frames = _floats(video, at_least=2)
     if still is None:
-        speed = _flow(_gray(frames)).mean(axis=0)
+        speed = _flow(frames).mean(axis=0)
         still = speed <= max(STILL, float(np.quantile(speed, 0.01)))
     if still.shape != frames.shape[1:3] or not still.any():
-        raise MeasureError(
+        raise Error(
             f"`still` marks no pixel of a {frames.shape[2]}x{frames.shape[1]} video. Pass booleans "
             "of shape (height, width) with at least one True, or leave it out."
         )
-    change = np.abs(np.diff(frames, axis=0))[:, still]
-    return Figure(float(change.mean()) * 255, "levels of 255", (0.0, 255.0))
+    return float(np.abs(np.diff(frames, axis=0))[:, still].mean()) * 255
 
 
-def likeness(video: Frames, picture: Image.Image | NDArray[Any]) -> Likeness:
-    """Compare a video with the picture it came from: PSNR and SSIM, of frame 1 and on average.
+def similarity(video: Frames, picture: Source) -> Similarity:
+    """Compare a video with the picture it started from, cropped and resized to the frames.
 
-    A picture of another size is resized to the frames. SSIM is that of Wang et al. (2004) as
-    scikit-image computes it.
+    picture is what `svdnb.load_image` takes. PSNR and SSIM (Wang et al., 2004) are those of
+    scikit-image.
     """
-    frames = _array(video)
+    frames = _floats(video)
     height, width = frames.shape[1:3]
-    truth = _array([picture])[0]
-    if truth.shape != frames.shape[1:]:
-        whole = Image.fromarray((truth * 255).round().astype(np.uint8))
-        truth = _array([whole.resize((width, height), Image.Resampling.LANCZOS)])[0]
-    psnr, ssim = zip(*(_alike(truth, frame) for frame in frames), strict=True)
-    return Likeness(
-        Figure(psnr[0], *_DB),
-        Figure(ssim[0], *_INDEX),
-        Figure(float(np.mean(psnr)), *_DB),
-        Figure(float(np.mean(ssim)), *_INDEX),
-    )
+    truth = _floats([load_image(picture, (width, height))])[0]
+    psnr, ssim = np.transpose([_closeness(truth, frame) for frame in frames])
+    return Similarity(float(psnr[0]), float(ssim[0]), float(psnr.mean()), float(ssim.mean()))
 
 
-def loss(video: Frames, exact: Frames) -> Loss:
-    """Compare a video frame by frame with an exact one: mean PSNR, mean SSIM, motion kept.
+def quality(video: Frames, exact: Frames) -> Quality:
+    """Compare a video with an exact one, frame by frame: mean PSNR, mean SSIM, motion kept.
 
-    Raises MeasureError for videos of different shapes, or of fewer than two frames.
+    Raises Error for videos of different shapes, or of fewer than two frames.
     """
-    frames, truth = _array(video), _array(exact)
+    frames, truth = _floats(video, at_least=2), _floats(exact)
     if frames.shape != truth.shape:
-        raise MeasureError(
+        raise Error(
             f"These videos have the shapes {frames.shape} and {truth.shape}. Compare two of the "
             "same size and length."
         )
-    psnr, ssim = zip(*map(_alike, truth, frames), strict=True)
+    psnr, ssim = np.transpose(list(map(_closeness, truth, frames)))
     moved, wanted = motion_score(frames), motion_score(truth)
     kept = moved / wanted if wanted else 1.0 if moved == wanted else float("inf")
-    return Loss(
-        Figure(float(np.mean(psnr)), *_DB),
-        Figure(float(np.mean(ssim)), *_INDEX),
-        Figure(kept, "of the motion", (0.0, float("inf"))),
-    )
+    return Quality(float(psnr.mean()), float(ssim.mean()), kept)
 
 
-_DB, _INDEX = ("dB", (0.0, float("inf"))), ("SSIM", (-1.0, 1.0))
-
-
-def _alike(truth: NDArray[np.floating], frame: NDArray[np.floating]) -> tuple[float, float]:
-    """(PSNR, SSIM) of two pictures of one size"""
+def _closeness(truth: NDArray[np.floating], frame: NDArray[np.floating]) -> tuple[float, float]:
+    """Return (PSNR, SSIM) of two pictures of one size."""
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-    height, width = truth.shape[:2]
-    window = min(7, height - 1 + height % 2, width - 1 + width % 2)
+    window = min(7, *(side - 1 + side % 2 for side in truth.shape[:2]))  # odd, within the picture
     with np.errstate(divide="ignore"):
         psnr = peak_signal_noise_ratio(truth, frame, data_range=1)
     ssim = structural_similarity(truth, frame, channel_axis=2, data_range=1, win_size=window)
     return float(psnr), float(ssim)
 
 
-def _array(video: Frames | Sequence[Image.Image | NDArray[Any]]) -> NDArray[np.floating]:
-    pictures = [np.asarray(frame) for frame in video]
-    if len({picture.shape for picture in pictures}) != 1:
-        raise MeasureError(
-            "These frames differ in size, or there are none. Pass RGB pictures of one size."
-        )
-    frames = np.stack(pictures)
-    if frames.ndim != 4 or frames.shape[-1] != 3:
-        raise MeasureError(
-            f"These frames have the shape {frames.shape}. Pass RGB pictures of one size, or an "
-            "array of shape (frames, height, width, 3)."
-        )
-    if frames.dtype == np.uint8:
-        return frames.astype(np.float32) / 255
-    return frames.astype(np.float32)
+def _floats(video: Frames, at_least: int = 1) -> NDArray[np.floating]:
+    """Return frames as float32 in [0, 1]; raise Error as `as_array` does, and for too few."""
+    frames = as_array(video)
+    if len(frames) < at_least:
+        raise Error("Motion needs at least two frames. Pass a video of two frames or more.")
+    return frames.astype(np.float32) / 255 if frames.dtype == np.uint8 else frames
 
 
-def _gray(frames: NDArray[np.floating]) -> NDArray[np.floating]:
+def _flow(frames: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the length of the optical flow, (frames - 1, height, width), in pixels."""
     from skimage.color import rgb2gray
-
-    if len(frames) < 2:
-        raise MeasureError("Motion needs at least two frames. Pass a video of two frames or more.")
-    gray: NDArray[np.floating] = rgb2gray(frames)
-    return gray
-
-
-def _flow(gray: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Length of the flow, (frames - 1, height, width), in pixels."""
     from skimage.registration import optical_flow_tvl1
 
-    pairs = itertools.pairwise(gray)
+    pairs = itertools.pairwise(rgb2gray(frames))
     return np.stack([np.hypot(*optical_flow_tvl1(one, two)) for one, two in pairs])
