@@ -1,19 +1,23 @@
-"""Which checkpoint to use here, where it is, and what it needs."""
+"""Choose, check, load and download a checkpoint of Stable Video Diffusion."""
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import json
 import logging
 import os
+import shlex
+import shutil
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svdnb.errors import Error
+from svdnb.errors import Error, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -21,53 +25,52 @@ if TYPE_CHECKING:
 
 POCKET = Path(__file__).parent / "pocket" / "weights"
 HUB = {
-    "svd": ("stabilityai/stable-video-diffusion-img2vid", 14),
-    "svd-xt": ("stabilityai/stable-video-diffusion-img2vid-xt", 25),
+    "svd": "stabilityai/stable-video-diffusion-img2vid",
+    "svd-xt": "stabilityai/stable-video-diffusion-img2vid-xt",
 }
+FRAMES = {"svd": 14, "svd-xt": 25}
 NATIVE_SIZE = (1024, 576)
-NATIVE_STEPS, NATIVE_GUIDANCE = 25, 3.0
+NATIVE_STEPS = 25
 POCKET_STEPS, POCKET_GUIDANCE = 8, 1.0
 ROOM_FOR_XT = 12 * 2**30
-"""Bytes of GPU memory from which `auto` takes SVD-XT, offloaded, a few frames decoded at once."""
+"""GPU memory in bytes from which "auto" chooses SVD-XT (with offloading, a few frames at once)."""
 ROOM_FOR_ALL_PARTS = 20 * 2**30
-"""Bytes of GPU memory in which all parts of SVD-XT can stay while they work."""
+"""GPU memory in bytes that holds all parts of SVD-XT at once, with room to work."""
 PARTS_WITH_WEIGHTS = ("unet", "vae", "image_encoder")
-
-
-class CheckpointError(Error, RuntimeError):
-    """The checkpoint cannot be used as things stand; the message says what to do next."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of Stable Video Diffusion, and what a call of its pipeline needs to know.
+    """A checkpoint of Stable Video Diffusion and the arguments that suit it.
 
-    path is a Hugging Face Hub id or a folder; variant and dtype go to `from_pretrained` together;
-    width and height are in pixels, as the checkpoint was trained; at a max_guidance_scale of 1 the
-    pipeline works without guidance, in half the time.
+    name is what `checkpoint` takes to find it again: "pocket", "svd", "svd-xt" or a folder; it is
+    empty for a pipeline of unknown origin. path is a Hugging Face Hub id or a folder. variant and
+    dtype go to `from_pretrained` together. width and height are the trained size in pixels. With a
+    max_guidance_scale of 1 the pipeline runs without guidance, in half the time. reason tells why
+    "auto" chose this checkpoint.
     """
 
     name: str
     path: str
-    variant: str | None
     dtype: torch.dtype
     device: str
-    width: int
-    height: int
     num_frames: int
-    num_inference_steps: int
-    max_guidance_scale: float
     description: str
+    variant: str | None = None
+    width: int = NATIVE_SIZE[0]
+    height: int = NATIVE_SIZE[1]
+    num_inference_steps: int = NATIVE_STEPS
+    max_guidance_scale: float = 3.0
+    reason: str = field(default="", compare=False)
 
     def load(self) -> StableVideoDiffusionPipeline:
-        """The pipeline, ready to be called; on a small GPU each part visits it only to work.
+        """Load the pipeline; on a small GPU, each part is moved there only while it works.
 
-        Raises CheckpointError if it cannot be fetched or read.
+        Raises Error if the checkpoint cannot be downloaded, read, or held in memory.
         """
-        quiet()
         from diffusers import StableVideoDiffusionPipeline
 
-        print(f"Loading {self.description}")
+        print(f"Loading {self.description}{self.reason and f'; {self.reason}'}")
         try:
             pipe = StableVideoDiffusionPipeline.from_pretrained(
                 self.path, dtype=self.dtype, variant=self.variant
@@ -77,130 +80,85 @@ class Checkpoint:
             else:
                 pipe.to(self.device)
         except Exception as error:
-            raise CheckpointError(_why_not(self, error)) from error
+            raise Error(_why_not_loaded(self, error)) from error
         return pipe
+
+
+# --- choosing -------------------------------------------------------------------------------------
 
 
 def checkpoint(name: str | os.PathLike[str] = "auto") -> Checkpoint:
     """Find a checkpoint: "auto", "pocket", "svd", "svd-xt", or a folder in diffusers' layout.
 
-    "auto" is what the environment variable SVDNB_CHECKPOINT says (a name or a folder); without it,
-    SVD-XT where a CUDA GPU has room for it, and Pocket SVD elsewhere.
+    "auto" takes what the environment variable SVDNB_CHECKPOINT names; if it is not set, SVD-XT on
+    a CUDA GPU with at least 12 GiB, and Pocket SVD elsewhere.
 
-    Raises CheckpointError for an unknown name, and for a folder that is missing, incomplete, or
-    made for something else.
+    Raises Error for an unknown name, and for a folder that is missing, incomplete, or holds
+    another kind of model.
     """
+    _hide_loading_bars()
     name = os.fspath(name)
     if name == "auto":
         name = os.environ.get("SVDNB_CHECKPOINT") or "auto"
-    memory = _gpu_memory()
     if name == "auto":
-        found = _from_hub("svd-xt") if memory >= ROOM_FOR_XT else _pocket()
-        why = f"this GPU has {memory / 2**30:.0f} GiB" if memory else "no CUDA GPU was found"
-        rule = f"SVD-XT wants {ROOM_FOR_XT >> 30} GiB of GPU memory{_how_to_switch(memory)}"
-        return replace(found, description=f"{found.description}; {why}, {rule}")
+        return _suitable()
     if name == "pocket":
         return _pocket()
     if name in HUB:
         return _from_hub(name)
     folder = Path(name).expanduser()
     if not folder.exists():
-        raise CheckpointError(
-            f"There is no checkpoint {name!r}: it is no folder here, and no name that svdnb knows. "
-            "Use 'auto', 'pocket', 'svd', 'svd-xt', or the path of a folder."
+        raise Error(
+            f"There is no checkpoint {name!r}: no folder has this path, and svdnb does not know "
+            "the name. Use 'auto', 'pocket', 'svd', 'svd-xt', or the path of a folder."
         )
     return _from_folder(folder)
 
 
 def checkpoint_of(pipe: StableVideoDiffusionPipeline) -> Checkpoint:
-    """The checkpoint that a pipeline was loaded from; one without a path if it has no origin."""
+    """Return the checkpoint that a pipeline was loaded from; its name is "" if that is unknown."""
     path = str(pipe.config.get("_name_or_path") or "")
-    names = {str(POCKET): "pocket"} | {hub_id: name for name, (hub_id, _) in HUB.items()}
-    if path in names:
-        return checkpoint(names[path])
-    if path and Path(path).is_dir():
-        with suppress(CheckpointError):  # changed since it was loaded
-            return _from_folder(Path(path))
+    names = {str(POCKET): "pocket"} | {hub_id: name for name, hub_id in HUB.items()}
+    if path in names or Path(path).is_dir():
+        with suppress(Error):  # the folder may have changed since the pipeline was loaded
+            return checkpoint(names.get(path, path))
     width, height = _size(pipe.unet.config, pipe.vae.config)
     return Checkpoint(
         name="",
         path="",
-        variant=None,
         dtype=pipe.unet.dtype,
         device=pipe.device.type,
+        num_frames=pipe.unet.config.num_frames,
+        description="a pipeline of your own",
         width=width,
         height=height,
-        num_frames=pipe.unet.config.num_frames,
-        num_inference_steps=NATIVE_STEPS,
-        max_guidance_scale=NATIVE_GUIDANCE,
-        description="a pipeline of your own",
     )
 
 
-def quiet() -> None:
-    """Silence what the libraries say each time and nobody can act on; real warnings stay.
-
-    Call it before the pipeline is imported: some of it is said during that import.
-    """
-    for logger, noise in _NOISE.items():
-        log = logging.getLogger(logger)
-        if not any(getattr(known, "noise", None) == noise for known in log.filters):
-            log.addFilter(_without(noise))
-    warnings.filterwarnings(
-        "ignore",
-        "__array__ implementation doesn't accept a copy keyword",
-        DeprecationWarning,
-        module=r"diffusers\.schedulers\.",
-    )
-    from diffusers.utils import logging as diffusers_logging
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
-    # The bars that count the five parts and their shards; downloads and denoising keep theirs,
-    # though transformers would switch off those of downloads with its own.
-    downloads_are_shown = not are_progress_bars_disabled()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    if downloads_are_shown:
-        enable_progress_bars()
+def on_colab() -> bool:
+    """Tell whether this is a Colab session."""
+    return "google.colab" in sys.modules
 
 
-_NOISE = {
-    "transformers.utils.import_utils": "`CLIPImageProcessor` requires torchvision",
-    "diffusers.models.modeling_utils": "should be kept in float32: []",
-}
-
-
-def _without(noise: str) -> Callable[[logging.LogRecord], bool]:
-    def keep(record: logging.LogRecord) -> bool:
-        return noise not in record.getMessage()
-
-    keep.noise = noise  # type: ignore[attr-defined]
-    return keep
+def _suitable() -> Checkpoint:
+    """Return SVD-XT if the GPU has room for it, else Pocket SVD, with the reason."""
+    memory = _gpu_memory()
+    found = f"this GPU has {memory / 2**30:.0f} GiB" if memory else "no CUDA GPU was found"
+    reason = f"{found}, and SVD-XT needs {ROOM_FOR_XT >> 30} GiB of GPU memory"
+    if memory >= ROOM_FOR_XT:
+        return replace(_from_hub("svd-xt"), reason=reason)
+    if on_colab():
+        reason += ". To get a GPU, choose Runtime > Change runtime type > T4 GPU, then Run all"
+    return replace(_pocket(), reason=reason)
 
 
 def _gpu_memory() -> int:
-    """Bytes of memory of the CUDA GPU, 0 without one."""
+    """Return the memory of the CUDA GPU in bytes, 0 without one."""
     import torch
 
     if not torch.cuda.is_available():
         return 0
-    total: int = torch.cuda.get_device_properties(0).total_memory
-    return total
-
-
-def _how_to_switch(memory: int) -> str:
-    if memory >= ROOM_FOR_XT or not on_colab():
-        return ""
-    return ". For a GPU choose Runtime > Change runtime type > T4 GPU, then run all cells again"
-
-
-def on_colab() -> bool:
-    """Is this a Colab session?"""
-    try:
-        return importlib.util.find_spec("google.colab") is not None
-    except ModuleNotFoundError:  # there is no google at all
-        return False
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def _device() -> dict[str, Any]:
@@ -212,59 +170,52 @@ def _device() -> dict[str, Any]:
 
 
 def _pocket() -> Checkpoint:
-    if not (POCKET / "model_index.json").is_file():
-        raise CheckpointError("Pocket SVD is missing from this installation. Install svdnb again.")
+    try:
+        found = _from_folder(POCKET)
+    except Error as error:
+        raise Error(
+            "Pocket SVD is missing from this installation, or damaged. Install svdnb again."
+        ) from error
     return replace(
-        _from_folder(POCKET),
+        found,
         name="pocket",
         num_inference_steps=POCKET_STEPS,
         max_guidance_scale=POCKET_GUIDANCE,
-        description="Pocket SVD, the small checkpoint that comes along",
+        description="Pocket SVD, the small bundled checkpoint",
     )
 
 
 def _from_hub(name: str) -> Checkpoint:
-    hub_id, num_frames = HUB[name]
-    width, height = NATIVE_SIZE
     return Checkpoint(
         name=name,
-        path=hub_id,
+        path=HUB[name],
+        num_frames=FRAMES[name],
+        description=f"{name.upper()} from the Hugging Face Hub ({HUB[name]}, 4.5 GB)",
         variant="fp16",
-        width=width,
-        height=height,
-        num_frames=num_frames,
-        num_inference_steps=NATIVE_STEPS,
-        max_guidance_scale=NATIVE_GUIDANCE,
-        description=f"{name.upper()} from the Hugging Face Hub ({hub_id}, 4.5 GB)",
         **_device(),
     )
 
 
 def _from_folder(folder: Path) -> Checkpoint:
-    index = _index(folder)
-    for part in (part for part, entry in index.items() if isinstance(entry, list)):
-        if not any((folder / part).glob("*.json")):
-            raise CheckpointError(_incomplete(folder, f"{part}/ has no configuration"))
+    _require_all_parts(folder)
     variant = _variant(folder)
-    unet, vae = (_json(folder / part / "config.json") for part in ("unet", "vae"))
+    unet, vae = (_read_json(folder, f"{part}/config.json") for part in ("unet", "vae"))
     width, height = _size(unet, vae)
     return Checkpoint(
-        name=folder.name,
+        name=str(folder),
         path=str(folder),
+        num_frames=unet.get("num_frames", FRAMES["svd"]),
+        description=f"the checkpoint in {folder}",
         variant=variant,
         width=width,
         height=height,
-        num_frames=unet.get("num_frames", 14),
-        num_inference_steps=NATIVE_STEPS,
-        max_guidance_scale=NATIVE_GUIDANCE,
-        description=f"the checkpoint in {folder}",
         **_device(),
     )
 
 
 def _size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
-    """(width, height) in pixels that these configurations were trained for."""
-    # SVD's own UNet says 96, which means nothing for its 1024x576; a pair is meant.
+    """Return the width and height in pixels that these configurations were trained for."""
+    # Only a pair is meant: SVD's own UNet says 96, which has nothing to do with its 1024x576.
     if not isinstance(unet.get("sample_size"), (list, tuple)):
         return NATIVE_SIZE
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -272,141 +223,309 @@ def _size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
     return width, height
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    if folder.is_file():
-        raise CheckpointError(
-            f"{folder} is a single file. svdnb needs a folder in diffusers' layout, with a "
-            f"model_index.json: {_FETCH}"
+# --- checking a folder ----------------------------------------------------------------------------
+
+
+def _require_all_parts(folder: Path) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise Error(
+            f"{folder} is not a folder with a model_index.json, as diffusers saves a pipeline. "
+            "Name the folder that has this file, or download a checkpoint: "
+            "python -m svdnb prefetch svd-xt --to NEW_FOLDER"
         )
-    file = folder / "model_index.json"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{folder} has no model_index.json, so it is not in diffusers' layout. Point to the "
-            f"folder that holds it, or fetch one: {_FETCH}"
-        )
-    index = _json(file)
+    index = _read_json(folder, "model_index.json")
     if index.get("_class_name") != "StableVideoDiffusionPipeline":
-        raise CheckpointError(
-            f"{folder} holds a {index.get('_class_name')}, and this package is about the "
-            "StableVideoDiffusionPipeline. Point to a checkpoint of Stable Video Diffusion."
+        raise Error(
+            f"{folder} holds a {index.get('_class_name')}, but svdnb works with a "
+            "StableVideoDiffusionPipeline. Name the folder of a Stable Video Diffusion checkpoint."
         )
-    return index
+    for part, entry in index.items():
+        if isinstance(entry, list) and not any((folder / part).glob("*.json")):
+            raise _incomplete(folder, f"{part}/ has no configuration")
 
 
 def _variant(folder: Path) -> str | None:
-    """ "fp16" if every part has its weights in half precision, None if in full precision."""
-    problems = []
-    for variant in ("fp16", None):
-        problem = next(filter(None, (_lacks(folder, p, variant) for p in PARTS_WITH_WEIGHTS)), "")
-        if not problem:
+    """Return "fp16" if every part has weights in half precision, None if in full precision."""
+    files = list(folder.glob("*/*.safetensors"))
+    half = [file for file in files if ".fp16" in file.name]
+    full = [file for file in files if file not in half]
+    for variant, found in (("fp16", half), (None, full)):
+        if {file.parent.name for file in found}.issuperset(PARTS_WITH_WEIGHTS):
+            _require_whole(folder, found)
             return variant
-        problems.append(problem)
-    begun = any(folder.glob("*/*.fp16.safetensors*"))
-    raise CheckpointError(_incomplete(folder, problems[0] if begun else problems[1]))
+    parts = {file.parent.name for file in half or full}
+    missing = next(part for part in PARTS_WITH_WEIGHTS if part not in parts)
+    precision = "half precision (*.fp16.safetensors)" if half else "safetensors format"
+    raise _incomplete(folder, f"{missing}/ has no weights in {precision}")
 
 
-def _lacks(folder: Path, part: str, variant: str | None) -> str:
-    """What this part lacks for this variant, "" if nothing."""
-    if not (folder / part / "config.json").is_file():
-        return f"{part}/config.json is missing"
-    stem = "model" if part == "image_encoder" else "diffusion_pytorch_model"
-    dotted = f".{variant}" if variant else ""
-    files = {f"{stem}{dotted}.safetensors"}
-    # Libraries put the variant before or after ".safetensors".
-    for ending in (f"{dotted}.safetensors.index.json", f".safetensors.index{dotted}.json"):
-        index = folder / part / f"{stem}{ending}"
-        if index.is_file():
-            files = set(_json(index).get("weight_map", {}).values())
-    for name in sorted(files):
-        if not (folder / part / name).is_file():
-            return f"{part}/{name} is missing"
-        if not _whole(folder / part / name):
-            return f"{part}/{name} is cut off"
-    return ""
+def _require_whole(folder: Path, files: list[Path]) -> None:
+    from safetensors import safe_open
+
+    for file in files:
+        try:
+            safe_open(file, framework="np")  # compares the file's length with its header
+        except Exception as error:  # SafetensorError, or the system's error for an empty file
+            raise _incomplete(folder, f"{file.relative_to(folder)} is cut off") from error
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        folder = file.parent if file.name == "model_index.json" else file.parent.parent
-        what = f"{file.relative_to(folder).as_posix()} is cut off"
-        raise CheckpointError(_incomplete(folder, what)) from None
+def _incomplete(folder: Path, problem: str) -> Error:
+    """Tell how to complete a folder that prefetch filled; nothing else is downloaded into it."""
+    what = f"The checkpoint in {folder} is incomplete: {problem}."
+    for name, hub_id in HUB.items():
+        if _content(folder / MANIFEST).get("hub_id") == hub_id:
+            command = f"python -m svdnb prefetch {name} --to {shlex.quote(str(folder))}"
+            return Error(f"{what} Continue the download: {command}")
+    frames = _content(folder / "unet" / "config.json").get("num_frames")
+    name = "svd" if frames == FRAMES["svd"] else "svd-xt"
+    return Error(
+        f"{what} Copy it again from where it came from, or download a checkpoint: "
+        f"python -m svdnb prefetch {name} --to NEW_FOLDER"
+    )
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    content = _content(folder / name)
+    if not content:
+        raise _incomplete(folder, f"{name} is cut off or unreadable")
     return content
 
 
-def _whole(file: Path) -> bool:
-    """Does the file end where its header says? (8 bytes of header length, the header, the data)"""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        size = file.stat().st_size
-        if not 2 <= length <= size - 8:
-            return False
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            return False
-    if not isinstance(header, dict):
-        return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return bool(size == 8 + length + max(ends, default=0))
+def _content(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if the file cannot be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def _incomplete(folder: Path, what: str) -> str:
+def _why_not_loaded(wanted: Checkpoint, error: Exception) -> str:
+    """Explain in one sentence why `load` failed, and add the next step."""
+    if is_out_of_memory(error):
+        return (
+            "Out of memory while the checkpoint was loaded. Close other programs and notebooks, "
+            "restart this kernel, and try again."
+        )
+    if _needs_login(error):
+        return _how_to_log_in(wanted.path)
+    what = f"{wanted.path} could not be loaded ({first_line(error)})."
+    if wanted.path not in HUB.values():
+        return f"{what} Copy it again from where it came from, or use svdnb.checkpoint('pocket')."
     return (
-        f"The checkpoint in {folder} is incomplete: {what}. Run the download again, it goes on "
-        f"where it stopped: {_repair(folder)}"
+        f"{what} With a connection, run `python -m svdnb prefetch {wanted.name} --to FOLDER` and "
+        "set SVDNB_CHECKPOINT=FOLDER. Without one, use Pocket SVD: svdnb.checkpoint('pocket')."
     )
 
 
-_FETCH = "python -m svdnb prefetch svd-xt --to DIR"
+def _needs_login(error: BaseException | None) -> bool:
+    """Tell whether the hub refused; to strangers it says that the repository is not found."""
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-
-def _repair(folder: Path | str) -> str:
-    """Whoever filled this folder, this fills it up."""
-    hub_id, _ = HUB["svd-xt"]
-    return f'hf download {hub_id} --include "*.json" "*.fp16.safetensors" --local-dir {folder}'
-
-
-def how_to_log_in(hub_id: str) -> str:
-    """For a hub that says no, or "not found", which is what it says to strangers."""
-    return (
-        f"The Hugging Face Hub does not give {hub_id} to you yet. Accept its licence at "
-        f"https://huggingface.co/{hub_id}, then log in with `hf auth login` and try again."
-    )
-
-
-def _why_not(wanted: Checkpoint, error: Exception) -> str:
-    """One sentence for what went wrong in `load`, and one for the next step."""
-    import torch
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    chain = list(_causes(error))
-    if any(isinstance(cause, torch.cuda.OutOfMemoryError) for cause in chain):
-        return (
-            "The GPU's memory is full before anything was made. Close other programs and "
-            "notebooks that use it, restart this kernel, and try again."
-        )
-    if wanted.name not in HUB:
-        return (
-            f"{wanted.description} could not be loaded: {error}. If the folder was changed, "
-            f"fetch it again: {_FETCH}"
-        )
-    if any(isinstance(cause, (GatedRepoError, RepositoryNotFoundError)) for cause in chain):
-        return how_to_log_in(wanted.path)
-    if any(isinstance(cause, OSError) for cause in chain):
-        return (
-            f"{wanted.path} is not on this machine, or not all of it, and could not be fetched. "
-            f"With a connection, run `{_FETCH.replace('svd-xt', wanted.name)}` and set "
-            "SVDNB_CHECKPOINT=DIR. "
-            "Without one, use Pocket SVD: svdnb.checkpoint('pocket')."
-        )
-    return f"{wanted.path} could not be loaded: {error}. Look at its page: https://huggingface.co/{wanted.path}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
+    while error is not None and not isinstance(error, RepositoryNotFoundError):
         error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _how_to_log_in(hub_id: str) -> str:
+    return (
+        f"The Hugging Face Hub does not give you {hub_id} yet. Accept its licence at "
+        f"https://huggingface.co/{hub_id}, log in with `hf auth login`, and try again."
+    )
+
+
+# --- downloading ----------------------------------------------------------------------------------
+
+MANIFEST = "svdnb-prefetch.json"
+FILES = (
+    "LICENSE.md",
+    "model_index.json",
+    "feature_extractor/preprocessor_config.json",
+    "image_encoder/config.json",
+    "image_encoder/model.fp16.safetensors",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+)
+"""Files that prefetch downloads. No other name is taken from a hub, wherever it would lead."""
+NOTICE = (
+    "This Stability AI Model is licensed under the Stability AI Community License, "
+    "Copyright © Stability AI Ltd. All Rights Reserved\n"
+)
+"""Text that redistributors must include, in a file named Notice (section 4(a) of the licence)."""
+LICENCE = """\
+The weights of {hub_id} belong to Stability AI and come
+under the Stability AI Community License (5 July 2024):
+- Research and non-commercial use is free.
+- Commercial use is free after you register at https://stability.ai/community-license.
+- With more than 1,000,000 US dollars of annual revenue, from any source, you need another licence.
+- If you pass the model on, also to a classroom, you must include the licence and a notice (both
+  will be in the folder) and show "Powered by Stability AI".
+- Forbidden: what https://stability.ai/use-policy lists, and improving other foundation models.
+This is only a summary. Full text: https://huggingface.co/{hub_id}/blob/main/LICENSE.md
+"""
+
+
+def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> bool:
+    """Download "svd" or "svd-xt" into `folder`, and compare every file with the hub's hashes.
+
+    The hashes are kept in the folder, so that a copy of it is verified without a connection.
+    Files that are right are not downloaded again. `accepts` is called with a summary of the
+    licence before anything is downloaded. Returns whether something was downloaded.
+
+    Raises Error if the licence is not accepted, if the folder holds something else, and if the
+    files cannot be downloaded, do not fit on the disk, or differ from the hub's.
+    """
+    if name not in HUB:
+        raise Error(
+            f"{name!r} cannot be downloaded. Name 'svd' or 'svd-xt'; Pocket SVD is bundled."
+        )
+    known = _read_manifest(folder, HUB[name])
+    if known and not _wrong_files(known, folder):
+        return False
+    try:
+        manifest = _ask_hub(HUB[name], known.get("revision"))
+        _require_room(folder, sum(file["size"] for file in _wrong_files(manifest, folder)))
+        if not accepts(LICENCE.format(hub_id=HUB[name])):
+            raise Error("You did not accept the licence, so nothing was downloaded.")
+        _download(manifest, folder)
+    except Error:
+        raise
+    except Exception as error:
+        raise Error(_why_not_downloaded(HUB[name], error)) from error
+    if damaged := _wrong_files(manifest, folder):
+        raise Error(
+            f"{damaged[0]['name']} differs from what the hub announced. Run the command again: it "
+            "downloads only such files."
+        )
+    return True
+
+
+def _read_manifest(folder: Path, hub_id: str) -> dict[str, Any]:
+    """Return what an earlier run wrote into the folder; nothing for a new or empty folder."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return {}
+    manifest = _content(folder / MANIFEST)
+    if manifest.get("hub_id") != hub_id:
+        raise Error(
+            f"{folder} already holds something else than a download of {hub_id}. Name a new "
+            "folder, or an empty one."
+        )
+    return manifest
+
+
+def _ask_hub(hub_id: str, revision: str | None) -> dict[str, Any]:
+    """Return the manifest: revision, and for each file its name, size and digest."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
+    files = [
+        # SHA-256 of a large file, git's SHA-1 of another.
+        {"name": f.rfilename, "size": f.size, "digest": f.lfs.sha256 if f.lfs else f.blob_id}
+        for f in info.siblings or []
+        if f.rfilename in FILES
+    ]
+    listed = {file["name"] for file in files} | {"LICENSE.md"}
+    if missing := [name for name in FILES if name not in listed]:
+        raise Error(
+            f"The hub does not list {missing[0]} for {hub_id}. Check whether the environment "
+            "variable HF_ENDPOINT names a hub that has the whole checkpoint."
+        )
+    return {"hub_id": hub_id, "revision": info.sha, "files": files}
+
+
+def _wrong_files(manifest: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Return the files that are missing or differ from the manifest."""
+    return [
+        file
+        for file in manifest["files"]
+        if file["name"] in FILES and _digest(folder / file["name"], file) != file["digest"]
+    ]
+
+
+def _digest(path: Path, file: Mapping[str, Any]) -> str:
+    """Return the file's digest, of the kind in the manifest; "" if it has another size."""
+    if not path.is_file() or path.stat().st_size != file["size"]:
+        return ""
+    is_large = len(file["digest"]) == 64
+    digest = hashlib.sha256() if is_large else hashlib.sha1(b"blob %d\0" % file["size"])
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _download(manifest: Mapping[str, Any], folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    (folder / "Notice").write_text(NOTICE, encoding="utf-8")
+    for file in _wrong_files(manifest, folder):
+        # snapshot_download would keep a damaged file of the same revision.
+        (folder / file["name"]).unlink(missing_ok=True)
+    snapshot_download(
+        manifest["hub_id"],
+        revision=manifest["revision"],
+        local_dir=folder,
+        allow_patterns=[file["name"] for file in manifest["files"]],
+    )
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise Error(
+            f"The download needs {needed / 1e9:.1f} GB, but {existing} has only "
+            f"{free / 1e9:.1f} GB free. Name a folder on a larger disk."
+        )
+
+
+def _why_not_downloaded(hub_id: str, error: Exception) -> str:
+    if _needs_login(error):
+        return _how_to_log_in(hub_id)
+    return (
+        f"{hub_id} could not be downloaded ({first_line(error)}). Check the connection and the "
+        "folder, then run the command again: files that have arrived are kept."
+    )
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+def quiet() -> None:
+    """Silence known messages that nobody can act on; other warnings stay.
+
+    Some are logged while diffusers is imported, so `import svdnb` calls this.
+    """
+    for logger, noise in (
+        ("transformers.utils.import_utils", "`CLIPImageProcessor` requires torchvision"),
+        ("diffusers.models.modeling_utils", "should be kept in float32: []"),
+    ):
+        logging.getLogger(logger).addFilter(partial(_is_useful, noise))
+    warnings.filterwarnings(
+        "ignore",
+        "__array__ implementation doesn't accept a copy keyword",
+        DeprecationWarning,
+        module=r"diffusers\.schedulers\.",
+    )
+
+
+def _is_useful(noise: str, record: logging.LogRecord) -> bool:
+    return noise not in record.getMessage()
+
+
+def _hide_loading_bars() -> None:
+    """Hide the bars that count parts and shards; downloads and denoising keep theirs."""
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    downloads_are_shown = not are_progress_bars_disabled()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    if downloads_are_shown:  # transformers hides the bars of downloads with its own
+        enable_progress_bars()

@@ -1,4 +1,4 @@
-"""What this machine can do, and the remedy for what it cannot."""
+"""Find what keeps a video from being made on this machine, and name the remedy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from svdnb import checkpoints
+from svdnb.errors import Error, first_line
 
 GIB = 2**30
-RAM_NEEDED = 1.5 * GIB
-DISK_NEEDED = 0.1 * GIB
-DISK_FOR_XT = 6 * GIB
-OLDEST, NEWEST = (3, 10), (3, 13)
+RAM_NEEDED, DISK_NEEDED = 1.5, 0.1
+"""In GiB."""
+INSTALL = "Install the tested versions: pip install -c constraints.txt -e ."
 
 
 @dataclass(frozen=True)
@@ -35,85 +35,54 @@ class Finding:
         return f"{f'[{self.mark}]':<6} {self.what}{remedy}"
 
 
-def report() -> dict[str, Finding]:
-    """Look at Python, torch, diffusers, memory, GPU, ffmpeg, widgets, disk and checkpoint.
+def report() -> list[Finding]:
+    """Check PyTorch, diffusers, memory, GPU, ffmpeg, widgets, disk and checkpoint.
 
-    Each has its finding, under its name; a picture can become a video if none is marked FAIL.
+    A video can be made if no finding is marked FAIL.
     """
     checks: dict[str, Callable[[], Finding]] = {
-        "Python": _python,
         "PyTorch": _torch,
-        "torchvision": _torchvision,
         "diffusers": _diffusers,
-        "Memory": _memory,
+        "memory": _memory,
         "GPU": _gpu,
         "ffmpeg": _ffmpeg,
-        "Widgets": _widgets,
-        "Disk": _disk,
-        "Checkpoint": _checkpoint,
+        "widgets": _widgets,
+        "disk": _disk,
+        "checkpoint": _checkpoint,
     }
-    return {name: _examined(name, check) for name, check in checks.items()}
+    return [_result(name, check) for name, check in checks.items()]
 
 
-def _examined(name: str, check: Callable[[], Finding]) -> Finding:
+def _result(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except Exception as error:  # one broken part must not hide the findings about the others
-        why = (str(error) or type(error).__name__).strip().splitlines()[0]
-        return Finding("FAIL", f"{name}: {why}", "Install svdnb again: pip install -U svdnb")
-
-
-def _python() -> Finding:
-    found = platform.python_version()
-    major, minor, _ = platform.python_version_tuple()
-    if OLDEST <= (int(major), int(minor)) <= NEWEST:
-        return Finding("OK", f"Python {found}")
-    return Finding("FAIL", f"Python {found} is not supported.", "Use Python 3.10 to 3.13.")
+        return Finding("FAIL", f"{name} cannot be used ({first_line(error)}).", INSTALL)
 
 
 def _torch() -> Finding:
-    try:
-        import torch
-    except Exception as error:
-        remedy = "Install it again: see https://pytorch.org/get-started"
-        return Finding("FAIL", f"PyTorch cannot be imported ({_last_line(error)}).", remedy)
+    import torch
+
+    what = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
     if torch.cuda.is_available():
-        return Finding("OK", f"PyTorch {torch.__version__} on {torch.cuda.get_device_name(0)}")
-    what = f"PyTorch {torch.__version__} on the CPU"
+        return Finding("OK", f"{what} on {torch.cuda.get_device_name(0)}")
     if shutil.which("nvidia-smi"):
         return Finding(
             "--",
-            f"{what}, though this machine seems to have an NVIDIA GPU.",
+            f"{what} on the CPU, although this machine seems to have an NVIDIA GPU.",
             "Install a build of PyTorch with CUDA that fits your driver: see https://pytorch.org",
         )
-    return Finding("OK", what)
-
-
-def _torchvision() -> Finding:
-    found = _version("torchvision")
-    if not found:
-        return Finding("OK", "torchvision is not installed, and not needed")
-    try:
-        importlib.import_module("torchvision")
-    except Exception:
-        return Finding(
-            "FAIL",
-            f"torchvision {found} does not fit PyTorch {_version('torch')}, and breaks diffusers.",
-            "Remove it: pip uninstall torchvision",
-        )
-    return Finding("OK", f"torchvision {found} fits")
+    return Finding("OK", f"{what} on the CPU")
 
 
 def _diffusers() -> Finding:
-    try:
-        checkpoints.quiet()
-        importlib.import_module("diffusers").StableVideoDiffusionPipeline  # noqa: B018
-    except Exception as error:
-        return Finding(
-            "FAIL",
-            f"diffusers' video pipeline cannot be imported ({_last_line(error)}).",
-            "Install the versions that were tested together: pip install -c constraints.txt -e .",
-        )
+    if _version("torchvision"):  # diffusers imports it if it is there
+        try:
+            importlib.import_module("torchvision")
+        except Exception as error:
+            what = f"torchvision does not fit this PyTorch ({first_line(error)})."
+            return Finding("FAIL", what, "Remove it: pip uninstall torchvision")
+    importlib.import_module("diffusers").StableVideoDiffusionPipeline  # noqa: B018
     libraries = ("diffusers", "transformers", "accelerate")
     return Finding("OK", ", ".join(f"{name} {_version(name)}" for name in libraries))
 
@@ -123,97 +92,86 @@ def _memory() -> Finding:
 
     memory = psutil.virtual_memory()
     what = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB of memory are free"
-    if memory.available < RAM_NEEDED:
-        return Finding("FAIL", f"Only {what}.", "Close other programs and notebooks: 1.5 GiB do.")
+    if memory.available / GIB < RAM_NEEDED:
+        remedy = "Close other programs and notebooks: 1.5 GiB is enough."
+        return Finding("FAIL", f"Only {what}.", remedy)
     return Finding("OK", what)
 
 
 def _gpu() -> Finding:
     import torch
 
+    needed = f"{checkpoints.ROOM_FOR_XT >> 30} GiB"
     if not torch.cuda.is_available():
         return Finding(
             "--",
             "There is no CUDA GPU: Pocket SVD runs here, SVD-XT does not.",
-            f"For SVD-XT use a GPU with {checkpoints.ROOM_FOR_XT >> 30} GiB, for example on Colab.",
+            f"For SVD-XT, use a GPU with {needed}, for example on Colab.",
         )
     free, total = torch.cuda.mem_get_info(0)
     what = f"{free / GIB:.1f} of {total / GIB:.1f} GiB of GPU memory are free"
     if total < checkpoints.ROOM_FOR_XT:
-        wanted = f"SVD-XT wants {checkpoints.ROOM_FOR_XT >> 30} GiB."
-        return Finding("--", f"{what}. {wanted}", "Use Pocket SVD: --checkpoint pocket")
+        remedy = "Use Pocket SVD: --checkpoint pocket"
+        return Finding("--", f"{what}. SVD-XT needs {needed}.", remedy)
     if free < checkpoints.ROOM_FOR_XT:
-        return Finding("--", f"Only {what}.", "Close other programs and notebooks that use it.")
+        remedy = "Close other programs and notebooks that use the GPU."
+        return Finding("--", f"Only {what}.", remedy)
     return Finding("OK", what)
 
 
 def _ffmpeg() -> Finding:
     remedy = "Run: pip install --force-reinstall imageio-ffmpeg"
     if os.environ.get("IMAGEIO_FFMPEG_EXE"):
-        remedy = "Unset the environment variable IMAGEIO_FFMPEG_EXE, so that its own ffmpeg is used"
+        remedy = "Unset the environment variable IMAGEIO_FFMPEG_EXE to use the installed ffmpeg."
     try:
         import imageio_ffmpeg
 
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-encoders"]
         encoders = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except Exception as error:
-        return Finding("FAIL", f"ffmpeg cannot be run ({_last_line(error)}).", remedy)
+        return Finding("FAIL", f"ffmpeg cannot be run ({first_line(error)}).", remedy)
     if " libx264 " not in encoders.stdout:
         return Finding("FAIL", f"{command[0]} cannot write H.264.", remedy)
     return Finding("OK", f"ffmpeg {imageio_ffmpeg.get_ffmpeg_version()} writes H.264")
 
 
 def _widgets() -> Finding:
-    widgets, lab = _version("ipywidgets"), _version("jupyterlab")
-    if not widgets or int(widgets.partition(".")[0]) < 7:
-        found = f"ipywidgets {widgets} is too old" if widgets else "ipywidgets is not installed"
-        remedy = 'Run: pip install "ipywidgets>=7.7,<9"'
-        return Finding("--", f"{found}: notebooks run without controls.", remedy)
-    if not lab:
-        what = f"ipywidgets {widgets}, but JupyterLab is not installed here."
-        return Finding("--", what, 'To open the notebooks: pip install "jupyterlab>=4.2,<5"')
-    return Finding("OK", f"ipywidgets {widgets}, JupyterLab {lab}")
+    found = {name: _version(name) for name in ("ipywidgets", "jupyterlab")}
+    missing = [name for name, version in found.items() if not version]
+    if missing:
+        what = f"{' and '.join(missing)} not installed: the notebooks cannot be used fully."
+        return Finding("--", what, f"Run: pip install {' '.join(missing)}")
+    return Finding("OK", ", ".join(f"{name} {version}" for name, version in found.items()))
 
 
 def _disk() -> Finding:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    here = shutil.disk_usage(Path.cwd()).free
-    if here < DISK_NEEDED:
-        what = f"Only {here / GIB:.2f} GiB are free in {Path.cwd()}."
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    if free < DISK_NEEDED:
+        what = f"Only {free:.2f} GiB are free in {Path.cwd()}."
         return Finding("FAIL", what, "Free some space, or work in another folder.")
-    cache = Path(HF_HUB_CACHE)
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    there = shutil.disk_usage(existing).free
-    if there < DISK_FOR_XT and not _fetched("svd-xt"):
-        return Finding(
-            "--",
-            f"{there / GIB:.1f} GiB are free for downloads, too few for SVD-XT (4.5 GB).",
-            "For SVD-XT, set HF_HOME to a folder on a larger disk.",
-        )
-    return Finding("OK", f"{here / GIB:.1f} GiB of disk are free")
+    return Finding("OK", f"{free:.1f} GiB of disk are free")
 
 
 def _checkpoint() -> Finding:
     try:
         found = checkpoints.checkpoint()
-    except checkpoints.CheckpointError as error:
+    except Error as error:
         return Finding("FAIL", "The checkpoint cannot be used.", str(error))
-    if found.name in checkpoints.HUB and not _fetched(found.name):
+    if found.path in checkpoints.HUB.values() and not _is_downloaded(found.path):
         return Finding(
             "--",
             f"{found.description}: not on this machine yet.",
-            "The first use downloads it. It may ask you to accept the licence on "
-            f"https://huggingface.co/{found.path} and to log in: hf auth login",
+            "The first use downloads it, to the folder that HF_HOME names. You may have to accept "
+            f"the licence on https://huggingface.co/{found.path} and log in: hf auth login",
         )
     return Finding("OK", found.description)
 
 
-def _fetched(name: str) -> bool:
+def _is_downloaded(hub_id: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     weights = "unet/diffusion_pytorch_model.fp16.safetensors"
-    return isinstance(try_to_load_from_cache(checkpoints.HUB[name][0], weights), str)
+    return isinstance(try_to_load_from_cache(hub_id, weights), str)
 
 
 def _version(package: str) -> str:
@@ -221,7 +179,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[-1].rstrip(".")

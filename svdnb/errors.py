@@ -1,17 +1,17 @@
-"""Errors made for learners."""
+"""The one error of svdnb."""
 
 from __future__ import annotations
 
 
 class Error(Exception):
-    """An error whose message says what was wrong and what to do next; a notebook shows no trace."""
+    """Say what went wrong and what to do next; a notebook shows the message without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first, to stand within a sentence; its class where it says nothing."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its period; its class if it is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

@@ -1,0 +1,29 @@
+from . import check as check
+from . import plots as plots
+from .checkpoints import Checkpoint as Checkpoint
+from .checkpoints import checkpoint as checkpoint
+from .errors import Error as Error
+from .images import example_images as example_images
+from .images import load_image as load_image
+from .memory.fit import fit_memory as fit_memory
+from .memory.predict import predict_memory as predict_memory
+from .memory.settings import MemorySettings as MemorySettings
+from .memory.settings import apply_memory as apply_memory
+from .memory.tracker import measure as measure
+from .metrics import flicker as flicker
+from .metrics import motion_score as motion_score
+from .metrics import quality as quality
+from .metrics import similarity as similarity
+from .panel.studio import studio as studio
+from .patches import undo as undo
+from .player import compare as compare
+from .player import show as show
+from .speed.benchmark import benchmark as benchmark
+from .speed.optimize import approximate as approximate
+from .speed.optimize import speed_up as speed_up
+from .speed.profile import roofline as roofline
+from .speed.profile import stage_times as stage_times
+from .videos import filmstrip as filmstrip
+from .videos import save as save
+
+__version__: str
