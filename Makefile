@@ -1,16 +1,17 @@
-# make demo    animate the example picture:  make demo IMAGE=photo.jpg OUT=my.mp4  for your own
-# make test    every test, every notebook
-# make lab     JupyterLab, open at the first notebook
-# make site    documents and executed notebooks as pages, in build/site: some ten minutes
-# make wheelhouse   everything that seats without a connection install: see docs/instructors.md
-# make bench   how fast, measured on this machine: some 20 minutes; rewrites README's table
-# make lint    what CI asks of the style;  make format  repairs most of it
-# make clean   remove what make made
+# make demo         animate the example picture; yours: make demo IMAGE=photo.jpg OUT=my.mp4
+# make test         run every test and every notebook
+# make lab          open JupyterLab at the first notebook
+# make site         build the documents and executed notebooks as web pages in build/site
+# make wheelhouse   download all packages for installing without internet: docs/instructors.md
+# make bench        measure the speed-ups on this machine and update the table in the README
+# make lint         check style, types, imports and clean notebooks;  make format  fixes most of it
+# make clean        delete what make created
 #
-# PYTHON=python3.12                                      another Python than python3
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu       another build of PyTorch (this one: CPU only)
+# Options:
+#   PYTHON=python3.12                                      use this Python instead of python3
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu       use this build of PyTorch (here: CPU only)
 
-# Only the command line sets these two: OUT in particular may mean something else elsewhere.
+# These two come from the command line only: the environment may use OUT for something else.
 IMAGE :=
 OUT :=
 export IMAGE OUT
@@ -25,12 +26,12 @@ endif
 
 PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=400
-# Waiting OpenMP threads that spin make busy machines up to seventy times slower.
-# Tests use the checkpoint that comes along, on a machine with a GPU as well.
-# Predictions of memory are made once, for the tests and for the notebooks; so are graphs.
-TESTING := OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 SVDNB_CHECKPOINT=pocket \
-  SVDNB_CACHE="$(CURDIR)/build/predictions" TORCHINDUCTOR_CACHE_DIR="$(CURDIR)/build/compiled"
+# Two workers with one thread each are faster than one worker with two threads. OpenMP threads that
+# wait by spinning can slow down a busy machine by a factor of seventy. Tests use the bundled
+# checkpoint without a network; predictions and compiled graphs are kept for the next run.
+TESTING := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 SVDNB_CHECKPOINT=pocket \
+  SVDNB_CACHE="$(CURDIR)/build/predictions" TORCHINDUCTOR_CACHE_DIR="$(CURDIR)/build/compiled" \
+  PYTHONPATH="$(CURDIR)/tests/support/cable_out"
 
 .PHONY: demo test lab site wheelhouse bench lint format clean
 
@@ -38,14 +39,14 @@ demo: $(VENV)/demo.done
 	$(PY) -m svdnb animate $(if $(IMAGE),"$$IMAGE") $(if $(OUT),-o "$$OUT")
 
 test: $(VENV)/test.done
-	$(TESTING) $(PY) -m pytest -q -rs tests
-	$(TESTING) PYTHONPATH="$(CURDIR)/tests/support/cable_out" $(PY) -m pytest -q $(NBVAL) notebooks
+	$(TESTING) $(PY) -m pytest -q -rs -n 2 --dist loadfile tests notebooks
 
 lab: $(VENV)/lab.done
 	$(PY) -m jupyterlab notebooks/01_basic_generation.ipynb
 
 site: $(VENV)/test.done
-	OMP_WAIT_POLICY=PASSIVE $(PY) tools/build_site.py
+	$(PY) -m sphinx -q -W --keep-going -n -E -c docs/site -d build/doctrees . build/site
+	@echo "Open build/site/index.html"
 
 wheelhouse: $(VENV)/venv.done
 	$(PY) -m pip download -q -d wheelhouse -c constraints.txt --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
@@ -57,7 +58,8 @@ bench: $(VENV)/demo.done
 lint: $(VENV)/test.done
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy svdnb tools
+	$(PY) -m mypy
+	$(dir $(PY))lint-imports --no-cache
 	$(PY) -m nbstripout --keep-id --verify $(NOTEBOOKS)
 
 format: $(VENV)/test.done
@@ -68,11 +70,11 @@ format: $(VENV)/test.done
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
-# The .done files remember what is installed: a second run installs nothing.
+# The .done files record what is installed, so that a second run installs nothing.
 
 $(VENV)/venv.done:
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))" || { \
-	  echo "svdnb needs Python 3.10 to 3.13. Name one you have: make demo PYTHON=python3.12"; exit 1; }
+	  echo "The pinned packages need Python 3.10 to 3.13, for example: make demo PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
@@ -83,7 +85,7 @@ $(VENV)/test.done: ALSO := $(VENV)/lab.done $(VENV)/demo.done
 $(VENV)/lab.done: ALSO := $(VENV)/demo.done
 
 $(VENV)/demo.done $(VENV)/lab.done $(VENV)/test.done: pyproject.toml constraints.txt | $(VENV)/venv.done
-	@echo "Installing into $(VENV): once, some minutes."
+	@echo "Installing into $(VENV). This happens once and takes a few minutes."
 	$(PIP) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) -e ".$(EXTRAS)"
 	@touch $@ $(ALSO)

@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-import build_site
 from support import miniature
 from support.browser import launch_chromium
-from support.notebook_style import ROOT
-from support.offline import CableOut
 
 # Before torch is imported: OpenMP reads its settings once.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -37,15 +34,6 @@ def _own_predictions() -> Iterator[None]:
 def chromium() -> Iterator[Browser]:
     with launch_chromium() as browser:
         yield browser
-
-
-@pytest.fixture(scope="session")
-def first_notebook(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CableOut]:
-    """Notebook 01, executed without a network connection."""
-    folder = tmp_path_factory.mktemp("executed")
-    cable_out = CableOut(folder / "tried")
-    notebook = ROOT / "notebooks" / "01_basic_generation.ipynb"
-    return build_site.execute(notebook, folder, cable_out.environment), cable_out
 
 
 @pytest.fixture(scope="session")
