@@ -1,30 +1,28 @@
-"""Which settings fit into so much memory, and which of them is the fastest."""
+"""Find the fastest memory settings with which a video fits a GPU."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from svdnb.checkpoints import HUB, NATIVE_STEPS
+from svdnb.checkpoints import checkpoint as find_checkpoint
 from svdnb.errors import Error
 from svdnb.memory.predict import Prediction, gib, predict_memory
-from svdnb.memory.settings import Offload, Settings
+from svdnb.memory.settings import MemorySettings, Offload
 
 SET_ASIDE = 2**29
-"""Bytes left for what no prediction counts: workspaces, rounding, gaps. An estimate."""
+"""Bytes left free for what no prediction counts: workspaces, rounding, gaps. An estimate."""
 T4_TFLOPS = 65
-"""So much a T4 computes in a second at most, in half precision (NVIDIA's data sheet)."""
+"""Peak fp16 throughput of a T4, in TFLOP/s (NVIDIA's data sheet)."""
 TFLOP_PER_BYTE = T4_TFLOPS / 15.75e9
-"""A byte that crosses to a T4 takes the time of so many TFLOP: PCIe 3.0 moves up to 15.75 GB/s over
-16 lanes."""
+"""TFLOP that a T4 computes while one byte crosses to it, over 16 lanes of PCIe 3.0."""
 
-# For each stage, from the plain one to the smallest. None of them adds arithmetic worth mentioning
-# (the last two 9% to decoding), so the first that fits is also the one with the fewest tricks.
+# For each stage, from plain to smallest. None adds noticeable arithmetic (layerwise_decode adds 9%
+# to decoding), so the first choice that fits is also the one with the fewest tricks.
 OFFLOADS: tuple[Offload, ...] = ("none", "model", "group")
 CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
     "image encoder": ({},),
@@ -39,18 +37,14 @@ CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "VAE decode": ({}, {"layerwise_decode": "gpu"}, {"layerwise_decode": "host"}),
 }
-SMALLEST = Settings(
+SMALLEST = MemorySettings(
     offload="group",
     split_guidance=True,
     frames_at_a_time=5,
     lean_encode=True,
     layerwise_decode="host",
 )
-"""All that svdnb knows against memory."""
-
-
-class FitError(Error, RuntimeError):
-    """Nothing fits; the message names the nearest that would."""
+"""Every exact saving at once: the lowest peak that svdnb can reach."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class Fit:
     """The fastest settings that fit.
 
     budget: bytes of the GPU. prediction: what the video needs with these settings. savings: the
-    bytes that the video needs as a plain pipeline, and after each setting that was added.
+    peak in bytes of the plain pipeline, and after each setting that was added.
     """
 
     budget: int
@@ -67,13 +61,13 @@ class Fit:
     savings: tuple[tuple[str, int], ...]
 
     @property
-    def settings(self) -> Settings:
-        """For `svdnb.apply(pipe, fit.settings)`."""
+    def settings(self) -> MemorySettings:
+        """Settings for `svdnb.apply_memory(pipe, fit.settings)`."""
         return self.prediction.settings
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For the call: `pipe(image, **fit.arguments)`."""
+        """Arguments for the call: `pipe(image, **fit.arguments)`."""
         width, height = self.prediction.size
         return {
             "width": width,
@@ -84,43 +78,32 @@ class Fit:
 
     @property
     def code(self) -> str:
-        """Python that makes a video with these settings, from an `image`."""
-        settings = self.settings
-        if self.checkpoint in HUB:
-            load = f'"{HUB[self.checkpoint][0]}", dtype=torch.float16, variant="fp16"'
-            find = ""
-        else:
-            load = "checkpoint.path, dtype=checkpoint.dtype, variant=checkpoint.variant"
-            find = f"checkpoint = svdnb.checkpoint({json.dumps(self.checkpoint)})\n"
-        if not settings.is_documented:
-            inside = "".join(f"    {argument},\n" for argument in settings.arguments)
-            put_on = f"settings = svdnb.Settings(\n{inside})\nsvdnb.apply(pipe, settings)\n"
-        else:
-            offload = settings.offload == "model"
-            put_on = "pipe.enable_model_cpu_offload()\n" if offload else 'pipe.to("cuda")\n'
-            if settings.forward_chunking:
-                put_on += "pipe.unet.enable_forward_chunking()\n"
-        ours = "\nimport svdnb\n" if find or not settings.is_documented else ""
-        call = "".join(f"    {name}={value},\n" for name, value in self.arguments.items())
+        """Python code that makes a video with these settings from an `image`."""
+        settings = ",\n    ".join(f"{k}={v!r}" for k, v in self.settings.changes().items())
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self.arguments.items())
         return (
-            f"import torch\nfrom diffusers import StableVideoDiffusionPipeline\n{ours}\n{find}"
-            f"pipe = StableVideoDiffusionPipeline.from_pretrained(\n    {load}\n)\n"
-            f"{put_on}frames = pipe(\n    image,\n{call}).frames[0]\n"
+            "import svdnb\nfrom diffusers import StableVideoDiffusionPipeline\n\n"
+            f"checkpoint = svdnb.checkpoint({self.checkpoint!r})\n"
+            "pipe = StableVideoDiffusionPipeline.from_pretrained(\n"
+            "    checkpoint.path, dtype=checkpoint.dtype, variant=checkpoint.variant\n)\n"
+            f"settings = svdnb.MemorySettings(\n    {settings}\n)\n"
+            "svdnb.apply_memory(pipe, settings)\n"
+            f"frames = pipe(\n    image, {arguments}\n).frames[0]\n"
         )
 
     def __str__(self) -> str:
-        """A table of what each setting gave, and what the video then needs."""
-        (_, before), *_ = self.savings
+        """Show what each setting saves, and what the video then needs."""
         lines = [f"{'':34}{'peak GiB':>9}{'saved':>7}"]
+        before = self.savings[0][1]
         for label, peak in self.savings:
             saved = gib(before - peak) if peak < before else ""
             lines.append(f"{label:34}{gib(peak):>9}{saved:>7}")
             before = peak
         lines += ["", str(self.prediction)]
         if self.prediction.host:
-            lines.append(f"In the machine's own memory wait {gib(self.prediction.host)} GiB.")
+            lines.append(f"{gib(self.prediction.host)} GiB wait in the host's memory.")
         lines.append(
-            f"The card has {gib(self.budget)} GiB, of which {gib(SET_ASIDE)} are left for what no "
+            f"The card has {gib(self.budget)} GiB; {gib(SET_ASIDE)} of them stay free for what no "
             "prediction counts."
         )
         return "\n".join(lines)
@@ -128,102 +111,98 @@ class Fit:
     __repr__ = __str__
 
 
-def fit(
+def fit_memory(
     budget: float | Literal["auto"] = "auto",
     checkpoint: str | os.PathLike[str] = "svd-xt",
     num_frames: int | None = None,
     size: tuple[int, int] | None = None,
     *,
-    num_inference_steps: int = NATIVE_STEPS,
+    num_inference_steps: int | None = None,
 ) -> Fit:
     """Find the fastest settings with which a video fits into `budget` GiB of GPU memory.
 
-    "auto" asks the GPU of this machine what is free. Fast means little arithmetic, and few bytes
-    that cross between GPU and host; all settings considered give the frames of the plain pipeline.
+    "auto" asks this machine's GPU how much is free. Fast means little arithmetic, and few bytes
+    moved between GPU and host. All settings considered produce the frames of the plain pipeline.
+    num_inference_steps defaults to the checkpoint's own.
 
-    Raises FitError if nothing fits, PredictionError and CheckpointError as `predict_memory` does.
+    Raises Error if nothing fits, naming what would, and wherever `predict_memory` does.
     """
     room = _bytes_of(budget)
+    steps = num_inference_steps or find_checkpoint(checkpoint).num_inference_steps
     video = {"checkpoint": checkpoint, "num_frames": num_frames, "size": size}
-
-    def cost(prediction: Prediction) -> float:
-        return _cost(prediction, num_inference_steps)
-
     fitting = list(_fitting(room - SET_ASIDE, video))
     if not fitting:
-        raise FitError(_nearest(room, video))
-    best = min(fitting, key=cost)
+        raise Error(_nothing_fits(room, video))
+    best = min(fitting, key=lambda prediction: cost(prediction, steps))
     return Fit(room, os.fspath(checkpoint), best, tuple(_savings(best, video)))
+
+
+def cost(prediction: Prediction, num_inference_steps: int) -> float:
+    """Estimate the time of a video in TFLOP, as if nothing were moved while the GPU computes."""
+    moved = prediction.moved(num_inference_steps)
+    return prediction.tflop(num_inference_steps) + moved * TFLOP_PER_BYTE
 
 
 def _bytes_of(budget: float | Literal["auto"]) -> int:
     if budget != "auto":
         if not isinstance(budget, (int, float)) or not budget > 0:
-            raise FitError(
-                f"{budget!r} is no amount of memory. Give GiB, as in svdnb.fit(6), or 'auto'."
+            raise Error(
+                f"{budget!r} is not an amount of memory. Give GiB, as in svdnb.fit_memory(6), or "
+                "'auto'."
             )
         return int(budget * 2**30)
     if not torch.cuda.is_available():
-        raise FitError(
-            "No CUDA GPU was found here. Say how many GiB the card in question has, as in "
-            "svdnb.fit(8)."
-        )
+        raise Error("No CUDA GPU was found. Give your card's GiB, as in svdnb.fit_memory(8).")
     free, _ = torch.cuda.mem_get_info()
-    return int(free + torch.cuda.memory_reserved())  # what this process holds can be used again
+    return int(free + torch.cuda.memory_reserved())  # this process can reuse what it holds
 
 
 def _fitting(room: int, video: dict[str, Any]) -> Iterator[Prediction]:
-    """For each way to offload, the first choice of every stage that fits, if there is one."""
+    """For each way to offload, combine the first choice of each stage that fits."""
     for offload in OFFLOADS:
-        settings = Settings(offload=offload)
+        settings: MemorySettings | None = MemorySettings(offload=offload)
         for stage, choices in CHOICES.items():
-            for choice in choices:
-                candidate = replace(settings, **choice)
-                if predict_memory(**video, settings=candidate).stages[stage].peak <= room:
-                    settings = candidate
-                    break
-            else:
-                break
-        else:
+            if settings:
+                candidates = [replace(settings, **choice) for choice in choices]
+                settings = next(
+                    (c for c in candidates if _peak(video, c, stage) <= room),
+                    None,
+                )
+        if settings:
             yield predict_memory(**video, settings=settings)
 
 
-def _cost(prediction: Prediction, steps: int) -> float:
-    """In TFLOP. That blocks are fetched while others work is not counted: it may hide little."""
-    return prediction.tflop(steps) + prediction.moved(steps) * TFLOP_PER_BYTE
+def _peak(video: dict[str, Any], settings: MemorySettings, stage: str) -> int:
+    return predict_memory(**video, settings=settings).stages[stage].peak
 
 
 def _savings(best: Prediction, video: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """The plain pipeline, then each setting in the order in which it helps the most."""
-    settings, plain = Settings(), asdict(Settings())
+    """Yield the plain pipeline's peak, then add settings, the most helpful one first."""
+    settings, left = MemorySettings(), best.settings.changes()
     yield "plain pipeline", predict_memory(**video, settings=settings).peak
-    open_ones = {k: v for k, v in asdict(best.settings).items() if v != plain[k]}
-    while open_ones:
+    while left:
         peaks = {
             name: predict_memory(**video, settings=replace(settings, **{name: value})).peak
-            for name, value in open_ones.items()
+            for name, value in left.items()
         }
         name = min(peaks, key=lambda name: peaks[name])
-        value = open_ones.pop(name)
-        settings = replace(settings, **{name: value})
-        yield f"+ {name}={value}", peaks[name]
+        settings = replace(settings, **{name: left[name]})
+        yield f"+ {name}={left.pop(name)}", peaks[name]
 
 
-def _nearest(room: int, video: dict[str, Any]) -> str:
+def _nothing_fits(room: int, video: dict[str, Any]) -> str:
     wanted = predict_memory(**video, settings=SMALLEST)
-    frames, (width, height) = wanted.num_frames, wanted.size
+    width, height = wanted.size
     sentence = (
-        f"{wanted.checkpoint} with {frames} frames of {width}x{height} needs "
-        f"{gib(wanted.peak + SET_ASIDE)} GiB even with all that svdnb knows, and there are "
-        f"{gib(room)}."
+        f"{wanted.checkpoint} with {wanted.num_frames} frames of {width}x{height} needs "
+        f"{gib(wanted.peak + SET_ASIDE)} GiB with every saving, but only {gib(room)} are there."
     )
-    others: list[dict[str, Any]] = [{"num_frames": n} for n in (14, 8) if n < frames]
-    others += [{"size": (w, h)} for w, h in ((768, 432), (512, 288)) if w < width and h < height]
-    for other in others:
-        smaller = predict_memory(**{**video, **other}, settings=SMALLEST)
-        if smaller.peak + SET_ASIDE <= room:
-            return (
-                f"{sentence} {smaller.num_frames} frames of {smaller.size[0]}x{smaller.size[1]} "
-                f"would fit, with {gib(smaller.peak + SET_ASIDE)} GiB."
-            )
+    smaller: list[dict[str, Any]] = [{"num_frames": n} for n in (14, 8) if n < wanted.num_frames]
+    smaller += [{"size": (w, h)} for w, h in ((768, 432), (512, 288)) if w < width and h < height]
+    for change in smaller:
+        found = predict_memory(**{**video, **change}, settings=SMALLEST)
+        needed = found.peak + SET_ASIDE
+        if needed <= room:
+            frames, (width, height) = found.num_frames, found.size
+            return f"{sentence} {frames} frames of {width}x{height} would fit: {gib(needed)} GiB."
     return f"{sentence} Pocket SVD runs anywhere: svdnb.checkpoint('pocket')."

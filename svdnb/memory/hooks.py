@@ -1,7 +1,7 @@
-"""The same frames in less memory: exact tricks, each a hook on one kind of diffusers' modules.
+"""Exact memory savings: hooks that run a diffusers module in smaller pieces.
 
-All of them compute what the plain module computes, in smaller pieces: the results are equal within
-the rounding of the number format. `svdnb.settings` puts them onto a pipeline.
+Each hook computes what the plain module computes, so the results are equal up to rounding.
+`svdnb.memory.settings` puts the hooks onto a pipeline.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from diffusers.hooks import ModelHook
 from diffusers.models.resnet import SpatioTemporalResBlock
 from torch import Tensor, nn
 
+Moments = tuple[int, Tensor, Tensor]
+"""Count, mean and variance of each group of channels; mean and variance: (batch, groups)."""
+
 
 class InSlices(ModelHook):  # type: ignore[misc]
-    """Run a module on a few entries of the batch at a time, whatever the batch counts.
+    """Run a module on `at_a_time` entries of the batch.
 
-    For the UNet these are the two halves of guidance, for its spatial blocks the frames. Every
-    tensor among the arguments that is as long as the first one is sliced along its first dimension.
+    The batch of the UNet is the two halves of guidance; that of its spatial blocks, the frames.
+    Every tensor argument as long as the first one is sliced along its first dimension.
     """
 
     def __init__(self, at_a_time: int) -> None:
@@ -30,12 +33,11 @@ class InSlices(ModelHook):  # type: ignore[misc]
         self.at_a_time = at_a_time
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        total = len(next(value for value in (*args, *kwargs.values()) if _is_batch(value)))
+        total = len(next(value for value in (*args, *kwargs.values()) if _has_batch(value)))
         if total <= self.at_a_time:
             return self.fn_ref.original_forward(*args, **kwargs)
         result: Tensor | None = None
-        for start in range(0, total, self.at_a_time):
-            part = slice(start, start + self.at_a_time)
+        for part in _slices(total, self.at_a_time):
             output = self.fn_ref.original_forward(
                 *(_cut(value, part, total) for value in args),
                 **{name: _cut(value, part, total) for name, value in kwargs.items()},
@@ -50,7 +52,7 @@ class InSlices(ModelHook):  # type: ignore[misc]
 class TokensInSlices(ModelHook):  # type: ignore[misc]
     """Run a temporal transformer block on some positions of the picture at a time.
 
-    It looks along time only, so positions know nothing of each other.
+    The block attends along time only, so the positions are independent of each other.
     """
 
     def __init__(self, slices: int) -> None:
@@ -65,12 +67,10 @@ class TokensInSlices(ModelHook):  # type: ignore[misc]
         encoder_hidden_states: Tensor,
     ) -> Tensor:
         tokens = hidden_states.shape[1]
-        # (videos * tokens, 1, channels): what each position sees of the picture's embedding.
+        # (videos * tokens, 1, channels) -> (videos, tokens, 1, channels)
         context = encoder_hidden_states.unflatten(0, (-1, tokens))
         result = torch.empty_like(hidden_states)
-        step = -(-tokens // self.slices)
-        for start in range(0, tokens, step):
-            part = slice(start, start + step)
+        for part in _slices(tokens, -(-tokens // self.slices)):
             result[:, part] = self.fn_ref.original_forward(
                 hidden_states[:, part],
                 num_frames=num_frames,
@@ -80,10 +80,10 @@ class TokensInSlices(ModelHook):  # type: ignore[misc]
 
 
 class InBands(ModelHook):  # type: ignore[misc]
-    """Run a spatial residual block of the VAE on a band of rows at a time.
+    """Run a spatial residual block of the VAE on one band of rows at a time.
 
-    Its group norms need the whole picture, so their statistics are taken first. The result is
-    written over the input where it has the same shape: nobody in the VAE reads an input twice.
+    Group norms need statistics of the whole picture, so these are computed first. The result
+    overwrites the input if the shapes agree; nothing in the VAE reads that input again.
     """
 
     def __init__(self, bands: int) -> None:
@@ -104,10 +104,10 @@ class InBands(ModelHook):  # type: ignore[misc]
 
     def _norm_act_conv(self, norm: Any, conv: Any, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         height = x.shape[2]
-        bands = list(_bands(height, -(-height // self.bands)))
+        bands = list(_slices(height, -(-height // self.bands)))
         normalise = _normaliser(norm, [_moments(norm, x[:, :, rows]) for rows in bands])
         for rows in bands:
-            # A 3x3 kernel also sees the row above and the row below, where there is one.
+            # A 3x3 kernel also reads the row above and the row below.
             above, below = max(rows.start - 1, 0), min(rows.stop + 1, height)
             band = conv(F.silu(normalise(x[:, :, above:below])))
             yield rows, band[:, :, rows.start - above : rows.stop - above]
@@ -117,24 +117,22 @@ class InFloat32(ModelHook):  # type: ignore[misc]
     """Run a module in full precision, with copies of its weights that live as long as the call."""
 
     def new_forward(self, module: nn.Module, x: Tensor) -> Tensor:
-        with _in_float32(module):
+        with _float32_weights(module):
             output: Tensor = self.fn_ref.original_forward(x.float())
         return output
 
 
 class LayerByLayer(ModelHook):  # type: ignore[misc]
-    """Run the temporal decoder of the VAE on all frames, and hold only a few of them at a time.
+    """Run the VAE's temporal decoder on all frames, but hold only a few of them at a time.
 
-    A decoder that gets its frames in chunks (`decode_chunk_size`) lets its temporal layers see one
-    chunk only, and the video flickers where chunks meet. Here every layer works through the whole
-    video before the next one starts: spatial layers take a few frames at a time, temporal layers
-    all frames of a few rows. In between, the video waits on the device `park`; None leaves it where
-    the decoder works.
+    With `decode_chunk_size`, temporal layers see one chunk only, and the video flickers where
+    chunks meet. Here each layer processes the whole video before the next one starts: spatial
+    layers take one frame at a time, temporal layers all frames of a few rows. Between two layers
+    the video waits on the device `park`, or where the decoder runs if `park` is None.
     """
 
-    def __init__(self, at_a_time: int, park: torch.device | None) -> None:
+    def __init__(self, park: torch.device | None) -> None:
         super().__init__()
-        self.at_a_time = at_a_time
         self.park = park
 
     def new_forward(
@@ -148,93 +146,38 @@ class LayerByLayer(ModelHook):  # type: ignore[misc]
         park = self.park or device
         x = latents
         spatial: list[Callable[[Tensor], Tensor]] = []
-        for layer in _layers(decoder):
+        for layer in _decoder_layers(decoder):
             if isinstance(layer, SpatioTemporalResBlock):
                 spatial.append(partial(layer.spatial_res_block, temb=None))
-                norm = layer.temporal_res_block.norm1
-                x, moments = self._through_space(spatial, x, device, park, norm)
-                self._through_time(layer, x, device, moments, indicator[:1])
+                x, moments = _spatial(spatial, x, device, park, layer.temporal_res_block.norm1)
+                _temporal(layer, x, device, moments, indicator[:1])
                 spatial = []
             else:
                 spatial.append(layer)
-        x, _ = self._through_space(spatial, x, device, device)
+        x, _ = _spatial(spatial, x, device, device)
         video: Tensor = decoder.time_conv_out(_as_video(x))
         return video[0].transpose(0, 1)
 
-    def _through_space(
-        self,
-        layers: Sequence[Callable[[Tensor], Tensor]],
-        x: Tensor,
-        device: torch.device,
-        park: torch.device,
-        norm: Any = None,
-    ) -> tuple[Tensor, list[Moments]]:
-        """x after these layers, parked; and what `norm`, which comes next, has to know of it."""
-        result: Tensor | None = None
-        moments = []
-        for part in _bands(len(x), self.at_a_time):
-            frames = x[part].to(device)
-            for layer in layers:
-                frames = layer(frames)
-            if norm is not None:
-                moments.append(_moments(norm, _as_video(frames)))
-            if result is None:
-                shape = (len(x), *frames.shape[1:])
-                # Frames know nothing of each other here, so they may be written over. (The latents
-                # never are: the first layer makes more channels of them.)
-                same = x.shape == shape and x.device == park
-                result = x if same else frames.new_empty(shape, device=park)
-            result[part] = frames
-        assert result is not None
-        return result, moments
 
-    def _through_time(
-        self,
-        block: Any,
-        x: Tensor,
-        device: torch.device,
-        moments: Sequence[Moments],
-        indicator: Tensor,
-    ) -> None:
-        """Write over x what the temporal half of the block makes of it."""
-        temporal = block.temporal_res_block
-        # As much at once as in a few frames: all frames, of so many rows.
-        bands = list(_bands(x.shape[2], -(-x.shape[2] * self.at_a_time // len(x))))
-        normalise = _normaliser(temporal.norm1, moments)
-
-        def first_half(video: Tensor) -> Tensor:
-            hidden: Tensor = temporal.conv1(F.silu(normalise(video)))
-            return hidden
-
-        # Done twice rather than kept: a 3x1x1 convolution costs less than room for its result.
-        norm = temporal.norm2
-        hiddens = (first_half(_as_video(x[:, :, rows].to(device))) for rows in bands)
-        renormalise = _normaliser(norm, [_moments(norm, hidden) for hidden in hiddens])
-        for rows in bands:
-            video = _as_video(x[:, :, rows].to(device))
-            change = temporal.conv2(F.silu(renormalise(first_half(video))))
-            mixed = block.time_mixer(
-                x_spatial=video, x_temporal=video + change, image_only_indicator=indicator
-            )
-            x[:, :, rows] = mixed[0].transpose(0, 1)
-
-
-class RefusesOneGraph(ModelHook):  # type: ignore[misc]
-    """Say in words why a UNet whose weights come and go cannot be compiled as one graph."""
+class StreamedWeights(ModelHook):  # type: ignore[misc]
+    """Explain why a UNet that fetches its weights block by block can't be one graph."""
 
     def pre_forward(
         self, module: nn.Module, *args: Any, **kwargs: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if torch.compiler.is_compiling():
             raise RuntimeError(
-                "This UNet fetches its weights while it works, which no single graph can do. "
-                "Compile it without fullgraph=True, or choose settings that offload nothing."
+                "This UNet fetches its weights while it runs, which a single graph cannot do. "
+                "Compile it without fullgraph=True, or choose settings without offloading."
             )
         return args, kwargs
 
 
-def _layers(decoder: Any) -> Iterator[nn.Module]:
-    """The decoder's layers in the order of its forward method, all but the last."""
+# --- layer by layer -------------------------------------------------------------------------------
+
+
+def _decoder_layers(decoder: Any) -> Iterator[nn.Module]:
+    """Yield the decoder's layers in the order of its forward method, except the last one."""
     middle = decoder.mid_block
     yield from (decoder.conv_in, middle.resnets[0])
     for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=False):
@@ -245,10 +188,62 @@ def _layers(decoder: Any) -> Iterator[nn.Module]:
     yield from (decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
 
 
-# --- a group norm of what is never held as a whole ------------------------------------------------
+def _spatial(
+    layers: Sequence[Callable[[Tensor], Tensor]],
+    x: Tensor,
+    device: torch.device,
+    park: torch.device,
+    norm: Any = None,
+) -> tuple[Tensor, list[Moments]]:
+    """Run spatial layers frame by frame.
 
-Moments = tuple[int, Tensor, Tensor]
-"""How many values a group of channels has, their mean and their variance: (batch, groups) each."""
+    Returns the frames, parked, and their moments for `norm`, the group norm that comes next.
+    """
+    result: Tensor | None = None
+    moments = []
+    for part in _slices(len(x), 1):
+        frame = x[part].to(device)
+        for layer in layers:
+            frame = layer(frame)
+        if norm is not None:
+            moments.append(_moments(norm, _as_video(frame)))
+        if result is None:
+            shape = (len(x), *frame.shape[1:])
+            # Frames are independent here, so a frame may overwrite its input. (The latents are
+            # safe: the first layer gives them more channels, hence another shape.)
+            reuse = x.shape == shape and x.device == park
+            result = x if reuse else frame.new_empty(shape, device=park)
+        result[part] = frame
+    assert result is not None
+    return result, moments
+
+
+def _temporal(
+    block: Any, x: Tensor, device: torch.device, moments: Sequence[Moments], indicator: Tensor
+) -> None:
+    """Run the temporal half of a residual block on all frames of a few rows, in place."""
+    temporal = block.temporal_res_block
+    # All frames of one band hold as many values as one frame.
+    bands = list(_slices(x.shape[2], -(-x.shape[2] // len(x))))
+    normalise = _normaliser(temporal.norm1, moments)
+
+    def first_half(video: Tensor) -> Tensor:
+        hidden: Tensor = temporal.conv1(F.silu(normalise(video)))
+        return hidden
+
+    # Computed twice instead of stored: a 3x1x1 convolution is cheaper than memory for its result.
+    hiddens = (first_half(_as_video(x[:, :, rows].to(device))) for rows in bands)
+    renormalise = _normaliser(temporal.norm2, [_moments(temporal.norm2, h) for h in hiddens])
+    for rows in bands:
+        video = _as_video(x[:, :, rows].to(device))
+        change = temporal.conv2(F.silu(renormalise(first_half(video))))
+        mixed = block.time_mixer(
+            x_spatial=video, x_temporal=video + change, image_only_indicator=indicator
+        )
+        x[:, :, rows] = mixed[0].transpose(0, 1)
+
+
+# --- a group norm in pieces -----------------------------------------------------------------------
 
 
 def _moments(norm: nn.GroupNorm, x: Tensor) -> Moments:
@@ -258,7 +253,7 @@ def _moments(norm: nn.GroupNorm, x: Tensor) -> Moments:
 
 
 def _normaliser(norm: nn.GroupNorm, parts: Sequence[Moments]) -> Callable[[Tensor], Tensor]:
-    """`norm` with the moments of all parts together (Chan, Golub and LeVeque 1983, eq. 2.1)."""
+    """Build `norm` from the moments of all pieces (Chan, Golub and LeVeque 1983, eq. 2.1)."""
     total = sum(count for count, _, _ in parts)
     mean = sum(count * m for count, m, _ in parts) / total
     variance = sum(count * (v + (m - mean) ** 2) for count, m, v in parts) / total
@@ -274,38 +269,38 @@ def _normaliser(norm: nn.GroupNorm, parts: Sequence[Moments]) -> Callable[[Tenso
     return normalise
 
 
-# --- small things ---------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------
 
 
-def _is_batch(value: object) -> bool:
+def _has_batch(value: object) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _cut(value: Any, part: slice, total: int) -> Any:
-    return value[part] if _is_batch(value) and len(value) == total else value
+    return value[part] if _has_batch(value) and len(value) == total else value
 
 
-def _bands(length: int, step: int) -> Iterator[slice]:
+def _slices(length: int, step: int) -> Iterator[slice]:
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
 
 
 def _as_video(frames: Tensor) -> Tensor:
-    """(frames, channels, height, width) -> (1, channels, frames, height, width), a view"""
+    """View (frames, channels, height, width) as (1, channels, frames, height, width)."""
     return frames.transpose(0, 1)[None]
 
 
 @contextmanager
-def _in_float32(module: nn.Module) -> Iterator[None]:
-    kept = [
-        (part, name, parameter)
+def _float32_weights(module: nn.Module) -> Iterator[None]:
+    weights = [
+        (part, name, weight)
         for part in module.modules()
-        for name, parameter in part.named_parameters(recurse=False)
+        for name, weight in part.named_parameters(recurse=False)
     ]
     try:
-        for part, name, parameter in kept:
-            setattr(part, name, nn.Parameter(parameter.float(), requires_grad=False))
+        for part, name, weight in weights:
+            setattr(part, name, nn.Parameter(weight.float(), requires_grad=False))
         yield
     finally:
-        for part, name, parameter in kept:
-            setattr(part, name, parameter)
+        for part, name, weight in weights:
+            setattr(part, name, weight)

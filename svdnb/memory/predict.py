@@ -1,20 +1,18 @@
-"""How much memory a video will need: found out without a GPU and without weights, within seconds.
+"""Predict the memory and the arithmetic of a video within seconds, without a GPU or weights.
 
 The real modules of a checkpoint run on fake tensors (`torch._subclasses.FakeTensorMode`), which
-have shapes and no contents, and every storage is counted as long as it lives.
+have a shape but no contents, and each storage is counted for as long as it lives.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,95 +20,91 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import svdnb.memory.counting
-import svdnb.memory.full_size
-import svdnb.memory.hooks
-import svdnb.memory.settings
-from svdnb.checkpoints import HUB, Checkpoint, checkpoint, quiet
+from svdnb.checkpoints import Checkpoint, checkpoint, quiet
 from svdnb.errors import Error
-from svdnb.memory.settings import Settings
+from svdnb.memory.settings import MemorySettings, patch_unet, patch_vae
+from svdnb.memory.tracker import HOST, Tracker, flop_counter
 
-STAGES = ("image encoder", "VAE encode", "UNet step", "VAE decode")
-"""What a video goes through, in this order; the third comes once for every step of denoising."""
+RECORD_VERSION = 1
+"""Part of the cache's key. Increase it when a change to `svdnb.memory` changes predictions."""
+MOMENTS = 240
+"""Number of intervals in a stage's timeline."""
 KINDS = ("weights", "skip connections", "activations")
-
-_PART = dict(zip(STAGES, ("image_encoder", "vae", "unet", "vae"), strict=True))
-_RELEVANT = {
-    "image encoder": (),
-    "VAE encode": ("lean_encode",),
-    "UNet step": ("forward_chunking", "split_guidance", "frames_at_a_time"),
-    "VAE decode": ("decode_chunk_size", "layerwise_decode"),
-}
-# The GPU is played by fake tensors on the "cpu": there attention takes its fused form, as on a GPU.
-
-
-class PredictionError(Error, ValueError):
-    """Such a video cannot be predicted; the message says what to do next."""
+STAGES = ("image encoder", "VAE encode", "UNet step", "VAE decode")
+"""The stages of a video, in order. The UNet step runs once for each step of denoising."""
+PART = dict(zip(STAGES, ("image_encoder", "vae", "unet", "vae"), strict=True))
+"""The part of the pipeline that runs in a stage."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """What one stage needs.
 
-    peak: bytes on the GPU, at most. alive: what they are made of at that moment, in bytes, by kind:
-    weights, skip connections (what the UNet's way down keeps for its way up) and activations.
-    where: the module that is at work then. timeline: bytes by kind, (moments, 3). host: bytes that
-    wait in the machine's memory. moved: bytes that cross between the two. tflop: 10^12 floating
-    point operations, a multiplication and an addition being two.
+    timeline: bytes on the GPU over time, by kind (see KINDS): (moments, 3). host: bytes that wait
+    in the host's memory. moved: bytes that cross between the two. tflop: 10^12 floating point
+    operations; a multiplication and an addition are two.
     """
 
-    peak: int
-    alive: Mapping[str, int]
-    where: str
-    timeline: np.ndarray
+    timeline: NDArray[np.int64]
     host: int
     moved: int
     tflop: float
+
+    @property
+    def alive(self) -> dict[str, int]:
+        """Bytes by kind at the worst moment."""
+        worst = self.timeline[self.timeline.sum(axis=1).argmax()]
+        return dict(zip(KINDS, worst.tolist(), strict=True))
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the GPU at the worst moment."""
+        return sum(self.alive.values())
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a video needs, stage by stage.
 
-    visits: bytes of the parts that come to the GPU once a video, as offloading has them come.
+    visits: bytes of whole parts that offloading brings to the GPU once for each video.
     """
 
     checkpoint: str
     num_frames: int
     size: tuple[int, int]
-    settings: Settings
+    settings: MemorySettings
     stages: Mapping[str, Stage]
     visits: int
 
     @property
     def peak(self) -> int:
-        """Bytes on the GPU, at most."""
+        """Bytes on the GPU at the worst moment."""
         return max(stage.peak for stage in self.stages.values())
 
     @property
     def activations(self) -> int:
-        """Bytes that tensors take besides weights, at most; skip connections are among them."""
+        """Bytes of tensors other than weights at the worst moment, skip connections included."""
         return max(int(stage.timeline[:, 1:].sum(axis=1).max()) for stage in self.stages.values())
 
     @property
     def host(self) -> int:
-        """Bytes that activations take of the machine's own memory, at most."""
+        """Bytes of activations in the host's memory at the worst moment."""
         return max(stage.host for stage in self.stages.values())
 
     def tflop(self, num_inference_steps: int) -> float:
-        """10^12 floating point operations of a video."""
-        return self._sum("tflop", num_inference_steps)
+        """Count the 10^12 floating point operations of a video."""
+        return float(sum(self._per_stage("tflop", num_inference_steps)))
 
-    def moved(self, num_inference_steps: int) -> float:
-        """Bytes that a video moves between the GPU and the machine's own memory."""
-        return self.visits + self._sum("moved", num_inference_steps)
+    def moved(self, num_inference_steps: int) -> int:
+        """Count the bytes that a video moves between the GPU and the host's memory."""
+        return self.visits + int(sum(self._per_stage("moved", num_inference_steps)))
 
-    def _sum(self, what: str, steps: int) -> float:
-        times = {"UNet step": steps}
-        parts = (getattr(self.stages[name], what) * times.get(name, 1) for name in self.stages)
-        return float(sum(parts))
+    def _per_stage(self, what: str, num_inference_steps: int) -> Iterator[float]:
+        for name, stage in self.stages.items():
+            yield getattr(stage, what) * (num_inference_steps if name == "UNet step" else 1)
 
     def __str__(self) -> str:
         width, height = self.size
@@ -120,10 +114,9 @@ class Prediction:
             f"{'':14}{'GiB':>7}{'weights':>9}{'skips':>7}{'rest':>7}{'TFLOP':>8}",
         ]
         for name, stage in self.stages.items():
-            parts = [gib(stage.alive[kind]) for kind in KINDS]
+            weights, skips, rest = (gib(stage.alive[kind]) for kind in KINDS)
             lines.append(
-                f"{name:14}{gib(stage.peak):>7}{parts[0]:>9}{parts[1]:>7}{parts[2]:>7}"
-                f"{stage.tflop:>8.1f}"
+                f"{name:14}{gib(stage.peak):>7}{weights:>9}{skips:>7}{rest:>7}{stage.tflop:>8.1f}"
             )
         return "\n".join(lines)
 
@@ -134,47 +127,86 @@ def predict_memory(
     checkpoint: str | os.PathLike[str] | Checkpoint = "svd-xt",
     num_frames: int | None = None,
     size: tuple[int, int] | None = None,
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    settings: MemorySettings = MemorySettings(),  # noqa: B008 (frozen)
     *,
     dtype: torch.dtype | None = None,
     guidance: bool = True,
 ) -> Prediction:
-    """Predict the memory and the arithmetic of a video; nothing is downloaded, no GPU is needed.
+    """Predict the memory and the arithmetic of a video. Nothing is downloaded; no GPU is needed.
 
     checkpoint: "svd", "svd-xt", "pocket", a folder, or a `Checkpoint`. num_frames and size (width,
-    height) are the checkpoint's own where left out, dtype is half precision for SVD and SVD-XT.
-    Without guidance the UNet works on half of its batch.
+    height) default to the checkpoint's own; dtype to half precision for SVD and SVD-XT. Without
+    guidance the UNet runs on half of its batch.
 
-    Counted are tensors: what `torch.cuda.max_memory_allocated` shows, up to its rounding. What the
-    allocator reserves beyond them, cuDNN's and cuBLAS's workspaces and CUDA's own context, some
-    hundreds of MiB that `nvidia-smi` shows as well, come on top.
+    The prediction counts tensors, so compare it with `torch.cuda.max_memory_allocated`. The
+    allocator's reserve, workspaces of cuDNN and cuBLAS, and CUDA's own hundreds of MiB come on top;
+    `nvidia-smi` shows all of these.
 
-    A setting takes some seconds the first time, and is then remembered for these versions of
-    diffusers, transformers, torch and svdnb: in ~/.cache/svdnb, or in the folder that SVDNB_CACHE
-    names.
+    Each new setting takes some seconds. Results are kept in ~/.cache/svdnb, or in the folder that
+    SVDNB_CACHE names, for the installed versions of torch, diffusers and transformers.
 
-    Raises PredictionError for a video that the model cannot make, CheckpointError for a checkpoint
-    that is not there.
+    Raises Error for a video that the model cannot make, and for a missing checkpoint.
     """
     quiet()
-    wanted = _wanted(checkpoint, num_frames, size, dtype)
-    records = {}
-    for stage in STAGES:
-        relevant = {name: getattr(settings, name) for name in _RELEVANT[stage]}
-        if (relevant.get("decode_chunk_size") or 0) >= wanted.num_frames:
-            relevant["decode_chunk_size"] = None
-        if relevant.get("frames_at_a_time"):
-            relevant["forward_chunking"] = False
-        records[stage] = _record(stage, wanted, Settings(**relevant), guidance)
-    stages = {stage: _with_weights_of_others(stage, settings.offload, records) for stage in STAGES}
-    visitors = _VISITORS[settings.offload]
-    visits = sum(records[stage]["weights"] for stage in STAGES if stage in visitors)
-    return Prediction(wanted.name, wanted.num_frames, wanted.size, settings, stages, visits)
+    video = _video(checkpoint, num_frames, size, dtype)
+    records = {stage: _record(stage, video, settings, guidance) for stage in STAGES}
+    stages = {stage: _stage(stage, settings.offload, records) for stage in STAGES}
+    visits = sum(records[stage]["weights"] for stage in _VISITS[settings.offload])
+    return Prediction(video.name, video.num_frames, video.size, settings, stages, visits)
 
 
 def gib(count: float) -> str:
-    """Bytes, as GiB with two digits behind the point."""
+    """Format bytes as GiB with two decimals."""
     return f"{count / 2**30:.2f}"
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def full_size_configs(name: str) -> dict[str, dict[str, Any]]:
+    """Return the configurations of the parts of "svd" or "svd-xt".
+
+    They agree with the config.json files of stabilityai/stable-video-diffusion-img2vid and
+    -img2vid-xt. The UNet's are diffusers' defaults, except for the number of frames.
+    """
+    unet = {"num_frames": {"svd": 14, "svd-xt": 25}[name]}
+    vae = {
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "force_upcast": True,
+    }
+    image_encoder = {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "projection_dim": 1024,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+    }
+    return {"unet": unet, "vae": vae, "image_encoder": image_encoder}
+
+
+def build(part: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """Build a part of the pipeline from its configuration, with initial weights."""
+    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    # A saved configuration contains the weights' dtype, which transformers would prefer to ours.
+    config = {name: value for name, value in config.items() if "dtype" not in name}
+    makers: dict[str, Callable[[], Any]] = {
+        "unet": lambda: UNetSpatioTemporalConditionModel.from_config(config),
+        "vae": lambda: AutoencoderKLTemporalDecoder.from_config(config),
+        "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)),
+    }
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return makers[part]().eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True)
@@ -185,8 +217,19 @@ class _Video:
     size: tuple[int, int]
     dtype: torch.dtype
 
+    @property
+    def factor(self) -> int:
+        """Pixels of the video for one pixel of the latents, along one side."""
+        return int(2 ** (len(self.configs["vae"]["block_out_channels"]) - 1))
 
-def _wanted(
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(height, width) of the latents."""
+        width, height = self.size
+        return height // self.factor, width // self.factor
+
+
+def _video(
     name: str | os.PathLike[str] | Checkpoint,
     num_frames: int | None,
     size: tuple[int, int] | None,
@@ -194,84 +237,72 @@ def _wanted(
 ) -> _Video:
     found = name if isinstance(name, Checkpoint) else checkpoint(name)
     if not found.path:
-        raise PredictionError(
-            "This checkpoint has no folder to read its configuration from. Save the pipeline with "
+        raise Error(
+            "This pipeline has no folder to read its configuration from. Save it with "
             "pipe.save_pretrained(folder), then predict for the folder."
         )
-    if found.path in (hub_id for hub_id, _ in HUB.values()):
-        configs, usual = svdnb.full_size.configs(found.name), torch.float16
-    else:
-        files = {part: Path(found.path) / part / "config.json" for part in set(_PART.values())}
+    if Path(found.path).is_dir():
+        files = {part: Path(found.path) / part / "config.json" for part in set(PART.values())}
         configs = {part: json.loads(file.read_text("utf-8")) for part, file in files.items()}
-        usual = found.dtype
-    native = (found.width, found.height)
-    num_frames = configs["unet"]["num_frames"] if num_frames is None else num_frames
-    width, height = size or native
-    factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    else:
+        configs = full_size_configs(found.name)
+        dtype = dtype or torch.float16
+    num_frames = found.num_frames if num_frames is None else num_frames
+    size = size or (found.width, found.height)
+    video = _Video(found.name, configs, num_frames, size, dtype or found.dtype)
     if num_frames < 2:
-        raise PredictionError(f"A video of {num_frames} frames? Ask for 2 or more.")
-    if min(width, height) < 8 * factor or width % factor or height % factor:
-        raise PredictionError(
-            f"A video of {width}x{height} pixels cannot be made. Take multiples of {factor} "
-            f"from {8 * factor} up, for example {native}."
+        raise Error(f"A video needs 2 frames or more, not {num_frames}.")
+    least = 8 * video.factor
+    if min(size) < least or any(side % video.factor for side in size):
+        raise Error(
+            f"A video of {size[0]}x{size[1]} pixels is not possible. Use multiples of "
+            f"{video.factor} from {least} up, for example {found.width}x{found.height}."
         )
-    return _Video(found.name, configs, num_frames, (width, height), dtype or usual)
+    return video
 
 
-# --- what a stage was seen to do ------------------------------------------------------------------
+# --- from records to stages -----------------------------------------------------------------------
 
-_PROFILE = {"none": "resident", "model": "resident", "group": "blocks", "sequential": "layers"}
-_STAY = {
-    # Which other parts are on the GPU during a stage. accelerate takes a part off when the next
-    # one of image_encoder -> unet -> vae comes, but the VAE comes before the UNet as well.
-    "model": {"VAE encode": ("image_encoder",), "UNet step": ("vae",)},
-    "group": {"UNet step": ("vae",)},
-    "sequential": {},
+# Other parts on the GPU during a stage. accelerate takes a part off when the next one of
+# image_encoder -> unet -> vae comes, but the VAE runs before the UNet as well.
+_ALSO_THERE = {
+    "none": {stage: set(PART.values()) - {part} for stage, part in PART.items()},
+    "model": {"VAE encode": {"image_encoder"}, "UNet step": {"vae"}},
+    "group": {"UNet step": {"vae"}},
 }
-# The stages whose part comes to the GPU as a whole; the VAE is still there when it decodes.
-_VISITORS = {
+# Stages whose part comes to the GPU as a whole. The VAE stays from encoding to decoding.
+_VISITS: dict[str, tuple[str, ...]] = {
     "none": (),
     "model": ("image encoder", "VAE encode", "UNet step"),
     "group": ("image encoder", "VAE encode"),
-    "sequential": (),
+}
+# Settings that make a difference in a stage.
+_RELEVANT = {
+    "image encoder": (),
+    "VAE encode": ("lean_encode",),
+    "UNet step": ("forward_chunking", "split_guidance", "frames_at_a_time"),
+    "VAE decode": ("decode_chunk_size", "layerwise_decode"),
 }
 
 
-def _with_weights_of_others(
-    stage: str, offload: str, records: Mapping[str, Mapping[str, Any]]
-) -> Stage:
-    record = records[stage]
-    sizes = {_PART[name]: records[name]["weights"] for name in STAGES}  # the VAE's: as it decodes
-    if offload == "none":
-        others = [part for part in sizes if part != _PART[stage]]
-    else:
-        others = list(_STAY[offload].get(stage, ()))
-    extra = sum(sizes[part] for part in others)
-    profile = record[_PROFILE[offload]]
-    timeline = np.array(profile["timeline"]) + np.array([extra, 0, 0])
-    alive = dict(zip(KINDS, profile["alive"], strict=True))
-    alive["weights"] += extra
-    return Stage(
-        peak=sum(alive.values()),
-        alive=alive,
-        where=profile["where"],
-        timeline=timeline,
-        host=record["host"],
-        moved=record["moved"] + profile["moved"],
-        tflop=record["tflop"],
-    )
+def _stage(name: str, offload: str, records: Mapping[str, Any]) -> Stage:
+    """Add what depends on offloading: the other parts on the GPU, and streamed weights."""
+    record, streams = records[name], offload == "group"
+    sizes = {PART[stage]: records[stage]["weights"] for stage in STAGES}  # VAE's: as it decodes
+    timeline = np.array(record["timeline"])
+    if not streams:
+        timeline[:, 0] = record["weights"]
+    timeline[:, 0] += sum(sizes[part] for part in _ALSO_THERE[offload].get(name, ()))
+    moved = record["parked_bytes"] + (record["streamed_bytes"] if streams else 0)
+    return Stage(timeline, record["host"], moved, record["tflop"])
 
 
-@cache
-def _source() -> str:
-    modules = (svdnb.counting, svdnb.full_size, svdnb.lower, svdnb.settings)
-    own = Path(__file__).read_text("utf-8")
-    versions = [f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers")]
-    return "\n".join([own, *map(inspect.getsource, modules), *versions])
-
-
-def _record(stage: str, video: _Video, settings: Settings, guidance: bool) -> dict[str, Any]:
-    config = {k: v for k, v in video.configs[_PART[stage]].items() if k != "num_frames"}
+def _record(
+    stage: str, video: _Video, settings: MemorySettings, guidance: bool = True
+) -> dict[str, Any]:
+    """Run a stage on fake tensors, or look up what it needed when it ran before."""
+    settings = _relevant(stage, settings, video.num_frames)
+    config = {k: v for k, v in video.configs[PART[stage]].items() if k != "num_frames"}
     question = {
         "stage": stage,
         "config": config,
@@ -280,18 +311,33 @@ def _record(stage: str, video: _Video, settings: Settings, guidance: bool) -> di
         "dtype": str(video.dtype),
         "settings": asdict(settings),
         "guidance": guidance if stage == "UNet step" else None,
+        "version": RECORD_VERSION,
+        "libraries": [version(name) for name in ("torch", "diffusers", "transformers")],
     }
-    key = hashlib.sha256((json.dumps(question, sort_keys=True) + _source()).encode()).hexdigest()
+    return _cached(question, lambda: _run(stage, video, settings, guidance))
+
+
+def _relevant(stage: str, settings: MemorySettings, num_frames: int) -> MemorySettings:
+    values = {name: getattr(settings, name) for name in _RELEVANT[stage]}
+    if (values.get("decode_chunk_size") or 0) >= num_frames:
+        values["decode_chunk_size"] = None
+    if values.get("frames_at_a_time"):
+        values["forward_chunking"] = False
+    return MemorySettings(**values)
+
+
+def _cached(question: Mapping[str, Any], answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
     folder = Path(os.environ.get("SVDNB_CACHE") or Path.home() / ".cache" / "svdnb")
-    file = folder / f"{stage.replace(' ', '-').lower()}-{key[:24]}.json"
+    file = folder / f"{question['stage'].replace(' ', '-').lower()}-{key[:24]}.json"
     with suppress(OSError, ValueError):
         known: dict[str, Any] = json.loads(file.read_text("utf-8"))
         return known
-    record = _run(stage, video, settings, guidance)
+    record = answer()
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Under another name first: two notebooks may ask the same at once.
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as unfinished:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Renamed when complete: two notebooks may predict the same at once.
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as unfinished:
             json.dump(record, unfinished)
         Path(unfinished.name).replace(file)
     return record
@@ -300,24 +346,45 @@ def _record(stage: str, video: _Video, settings: Settings, guidance: bool) -> di
 # --- running a stage ------------------------------------------------------------------------------
 
 
-def _run(stage: str, video: _Video, settings: Settings, guidance: bool) -> dict[str, Any]:
-    upcast = (
-        stage == "VAE encode"
-        and video.configs["vae"].get("force_upcast", True)
-        and not settings.lean_encode
-    )
+def _run(stage: str, video: _Video, settings: MemorySettings, guidance: bool) -> dict[str, Any]:
+    config = video.configs[PART[stage]]
+    # The pipeline upcasts the VAE while it encodes.
+    upcast = stage == "VAE encode" and config.get("force_upcast", True) and not settings.lean_encode
     dtype = torch.float32 if upcast else video.dtype
-    with FakeTensorMode(), torch.no_grad(), ExitStack() as put_on:
-        part = svdnb.full_size.build(_PART[stage], video.configs[_PART[stage]], dtype)
-        if _PART[stage] == "unet":
-            svdnb.settings.inside_unet(part, settings, put_on)
-        elif _PART[stage] == "vae":
-            svdnb.settings.inside_vae(part, settings, put_on, park=svdnb.counting.HOST)
-        # Both halves of guidance do the same, so the second one alone is run, and counted twice.
+    # "cpu" plays the GPU: attention takes its fused form there too.
+    with FakeTensorMode(), torch.no_grad(), ExitStack() as undo_stack:
+        part = build(PART[stage], config, dtype)
+        if PART[stage] == "unet":
+            patch_unet(part, settings, undo_stack)
+        elif PART[stage] == "vae":
+            patch_vae(part, settings, undo_stack, park=HOST)
+        # Both halves of guidance do the same, so only the second one runs, and counts twice.
         halves = 2 if settings.split_guidance and guidance else 1
-        with svdnb.counting.Counter(part) as counter:
+        with flop_counter() as flops, Tracker(part) as tracker:
             play(stage, part, video, settings.decode_chunk_size, guidance, halves)
-    return counter.record(times=halves)
+    return summary(tracker, flops.get_total_flops(), times=halves)
+
+
+def summary(tracker: Tracker, flop: int, times: int = 1) -> dict[str, Any]:
+    """Summarise a tracked stage, which happens `times` times in a row, ready for JSON."""
+    return {
+        "weights": tracker.weights,
+        "timeline": _worst_moments(np.array(tracker.samples)),
+        "host": tracker.host_peak,
+        "parked_bytes": times * tracker.parked_bytes,
+        "streamed_bytes": times * tracker.streamed_bytes,
+        "tflop": times * flop / 1e12,
+    }
+
+
+def _worst_moments(samples: NDArray[np.int64]) -> list[list[int]]:
+    """Keep the worst samples of each of MOMENTS intervals, with and without streamed weights."""
+    moments = set()
+    for totals in (samples.sum(axis=1), samples[:, 1:].sum(axis=1)):
+        pieces = np.array_split(np.arange(len(samples)), min(MOMENTS, len(samples)))
+        moments |= {int(piece[totals[piece].argmax()]) for piece in pieces}
+    rows: list[list[int]] = samples[sorted(moments)].tolist()
+    return rows
 
 
 def play(
@@ -325,44 +392,48 @@ def play(
     part: Any,
     video: _Video,
     decode_chunk_size: int | None,
-    guidance: bool,
+    guidance: bool = True,
     halves: int = 1,
 ) -> None:
-    """Have a part do in this stage what the pipeline has it do, with tensors of the same shapes.
+    """Run one stage as the pipeline would, on empty tensors of the same shapes."""
+    if stage == "image encoder":
+        side = part.config.image_size
+        part(torch.zeros(1, 3, side, side, dtype=part.dtype))
+    elif stage == "VAE encode":
+        width, height = video.size
+        image = torch.zeros(1, 3, height, width)  # stays alive: the pipeline adds noise to it
+        part.encode(image.to(part.dtype)).latent_dist.mode()
+    elif stage == "UNet step":
+        _play_unet(part, video, guidance, halves)
+    else:
+        _play_decoder(part, video, decode_chunk_size or video.num_frames)
 
-    Of two halves the second is played, beside the result of the first.
-    """
+
+def _play_unet(unet: Any, video: _Video, guidance: bool, halves: int) -> None:
+    """Run the UNet once. Of two halves, run the second, next to the result of the first."""
+    dtype, batch = unet.dtype, 2 if guidance else 1
+    shape = (batch, video.num_frames, unet.config.in_channels, *video.latent_size)
+    sample = torch.zeros(shape, dtype=dtype)
+    token = torch.zeros(batch, 1, unet.config.cross_attention_dim, dtype=dtype)
+    result = sample[:, :, :4].new_empty(sample[:, :, :4].shape) if halves > 1 else None
+    half = batch // halves
+    unet(
+        sample[:half],
+        torch.zeros((), dtype=torch.float32),
+        encoder_hidden_states=token[:half],
+        added_time_ids=torch.zeros(half, 3, dtype=dtype),
+        return_dict=False,
+    )
+    del result
+
+
+def _play_decoder(vae: Any, video: _Video, chunk: int) -> None:
     from diffusers import StableVideoDiffusionPipeline
     from diffusers.video_processor import VideoProcessor
 
-    width, height = video.size
-    dtype, frames = part.dtype, video.num_frames
-    if stage == "image encoder":
-        side = part.config.image_size
-        part(torch.zeros(1, 3, side, side, dtype=dtype))
-        return
-    if stage == "VAE encode":
-        image = torch.zeros(1, 3, height, width)  # the pipeline adds noise to it in full precision
-        part.encode(image.to(dtype)).latent_dist.mode()
-        return
-    factor = 2 ** (len(video.configs["vae"]["block_out_channels"]) - 1)
-    latent = (height // factor, width // factor)
-    if stage == "UNet step":
-        batch = 2 if guidance else 1
-        sample = torch.zeros(batch, frames, part.config.in_channels, *latent, dtype=dtype)
-        token = torch.zeros(batch, 1, part.config.cross_attention_dim, dtype=dtype)
-        result = sample.new_empty(batch if halves > 1 else 0, *sample.shape[1:2], 4, *latent)
-        part(
-            sample[: batch // halves],
-            torch.zeros((), dtype=torch.float32),
-            encoder_hidden_states=token[: batch // halves],
-            added_time_ids=torch.zeros(batch // halves, 3, dtype=dtype),
-            return_dict=False,
-        )
-        del result
-        return
-    latents = torch.zeros(1, frames, part.config.latent_channels, *latent, dtype=dtype)
+    shape = (1, video.num_frames, vae.config.latent_channels, *video.latent_size)
+    latents = torch.zeros(shape, dtype=vae.dtype)  # stays alive: the pipeline keeps it
     decoded = StableVideoDiffusionPipeline.decode_latents(
-        SimpleNamespace(vae=part), latents, frames, decode_chunk_size or frames
+        SimpleNamespace(vae=vae), latents, video.num_frames, chunk
     )
-    VideoProcessor(vae_scale_factor=factor).postprocess_video(decoded, "pt")
+    VideoProcessor(vae_scale_factor=video.factor).postprocess_video(decoded, "pt")
