@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from svdnb.videos import PLAYER_WIDTH, Player, compare, show
+from svdnb.player import PLAYER_WIDTH, Player, compare, show
 
 FRAMES = 14
 FPS = 7

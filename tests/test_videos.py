@@ -1,11 +1,10 @@
-"""What `svdnb.videos` writes and shows, looked at as a player or a reader would."""
+"""Videos as files and filmstrips, checked by decoding them."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from svdnb.videos import VideoError, compare, filmstrip, save, show
+from svdnb import Error, filmstrip, save
+from svdnb.videos import encode
 
 Array = NDArray[Any]
 
@@ -49,7 +49,7 @@ def pictures(clip: Array) -> list[Image.Image]:
     return [Image.fromarray((frame * 255).round().astype(np.uint8)) for frame in clip]
 
 
-# save
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_the_file_is_what_every_browser_plays(tmp_path: Path) -> None:
@@ -101,8 +101,9 @@ def test_pictures_floats_and_bytes_give_the_same_file(tmp_path: Path) -> None:
 def test_small_videos_are_enlarged_by_a_whole_factor(
     tmp_path: Path, size: tuple[int, int], scale: Any, written: tuple[int, int]
 ) -> None:
-    about, _ = decode(save(disc(2, *size), tmp_path / "x.mp4", scale=scale))
-    assert about["size"] == written
+    clip = encode(disc(2, *size), scale=scale)
+    about, _ = decode(clip.write(tmp_path / "x.mp4"))
+    assert about["size"] == (clip.width, clip.height) == written
 
 
 @settings(max_examples=12, deadline=None)
@@ -151,7 +152,7 @@ def test_a_failing_ffmpeg_leaves_the_old_file_and_nothing_else(
         return real_run([sys.executable, "-c", BROKEN_FFMPEG], **options)
 
     monkeypatch.setattr(subprocess, "run", fail_after_writing_half)
-    with pytest.raises(VideoError, match="no space left on device"):
+    with pytest.raises(Error, match="no space left on device"):
         save(disc(3), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -178,7 +179,7 @@ def test_an_ffmpeg_that_is_not_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere" / "ffmpeg"))
-    with pytest.raises(VideoError, match="ffmpeg could not be started"):
+    with pytest.raises(Error, match="ffmpeg could not be started"):
         save(disc(1), tmp_path / "x.mp4")
 
 
@@ -186,7 +187,7 @@ def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "x.mp4").mkdir()
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "x.mp4", tmp_path / "file" / "x.mp4"):
-        with pytest.raises(VideoError, match="could not be written"):
+        with pytest.raises(Error, match="could not be written"):
             save(disc(1), path)
     assert (tmp_path / "file").read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "x.mp4"]
@@ -201,15 +202,17 @@ RGB = Image.new("RGB", (8, 8))
     ("frames", "says"),
     [
         ([], "no frames"),
-        (np.zeros((0, 8, 8, 3)), "no frames"),
-        (RGB, "Image is no list of frames"),
-        ("film.mp4", "str is no list of frames"),
+        (np.zeros((0, 8, 8, 3)), "at least one RGB picture"),
+        (None, "NoneType is not a list of frames"),
+        ((f for f in [RGB]), "generator is not a list of frames"),
+        (RGB, "Image is not a list of frames"),
+        ("film.mp4", "str is not a list of frames"),
         ([RGB, GREY], r"Frame 2 has mode L.*convert\('RGB'\)"),
         ([CLEAR], "Frame 1 has mode RGBA"),
-        ([RGB, RGB, Image.new("RGB", (8, 9))], "Frame 3 has another size"),
+        ([RGB, RGB, Image.new("RGB", (8, 9))], "Frame 3 differs in size"),
         (np.full((2, 8, 8, 3), np.nan), "NaN.*float32"),
-        (np.full((2, 8, 8, 3), np.inf, np.float16), "infinity"),
-        (np.full((2, 8, 8, 3), -1.0), r"from -1 to -1, not from 0 to 1"),
+        (np.full((2, 8, 8, 3), np.inf, np.float16), "NaN or infinity"),
+        (np.full((2, 8, 8, 3), -1.0), r"from -1 to -1, not from 0 to 1.*\(values \+ 1\) / 2"),
         (np.full((2, 8, 8, 3), 255.0), "from 255 to 255"),
         (np.zeros((2, 8, 8, 3), int), "int64.*uint8"),
         (np.zeros((1, 2, 8, 8, 3)), r"batch of videos.*frames\[0\]"),
@@ -220,115 +223,32 @@ RGB = Image.new("RGB", (8, 8))
 def test_frames_that_cannot_be_used_are_told_apart(tmp_path: Path, frames: Any, says: str) -> None:
     path = tmp_path / "x.mp4"
     path.write_bytes(b"an older film")
-    with pytest.raises(VideoError, match=says):
+    with pytest.raises(Error, match=says):
         save(frames, path)
     assert path.read_bytes() == b"an older film"
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("fps", [0, -7, float("nan"), float("inf")])
-def test_an_impossible_rate_is_refused(tmp_path: Path, fps: float) -> None:
-    with pytest.raises(VideoError, match="fps is"):
+@pytest.mark.parametrize("fps", [0, -7, float("nan"), float("inf"), "7"])
+def test_an_impossible_rate_is_refused(tmp_path: Path, fps: Any) -> None:
+    with pytest.raises(Error, match="fps is"):
         save(disc(1), tmp_path / "x.mp4", fps)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("scale", [0, -1, 1.5, "big"])
 def test_an_impossible_scale_is_refused(tmp_path: Path, scale: Any) -> None:
-    with pytest.raises(VideoError, match="scale is"):
+    with pytest.raises(Error, match="scale is"):
         save(disc(1), tmp_path / "x.mp4", scale=scale)
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x", "x.mp4.txt"])
 def test_a_name_without_mp4_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(VideoError, match="Name the file like"):
+    with pytest.raises(Error, match="Name the file like"):
         save(disc(1), tmp_path / name)
 
 
-# show and compare
-
-
-class Tags(HTMLParser):
-    """The tags of a piece of HTML with their attributes, and its text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def test_a_video_says_in_words_what_it_is() -> None:
-    player = show(disc(), fps=7, label="a <disc> & more")
-    text = "Video, 14 frames at 7 fps, 2.0 s: a <disc> & more"
-    assert repr(player) == text
-    parsed = Tags(player._repr_html_())
-    assert parsed.named("video")[0]["aria-label"] == text
-    assert text in parsed.text
-    assert repr(show(disc(1), fps=12.5)) == "Video, 1 frame at 12.5 fps, 0.1 s"
-
-
-def test_the_page_needs_nothing_from_outside() -> None:
-    html = show(disc(2)).html + compare({"a": disc(2), "b": pictures(disc(1))[0]}).html
-    parsed = Tags(html)
-    assert all(v["src"].startswith("data:video/mp4") for v in parsed.named("video") if v["src"])
-    assert all(
-        v["poster"].startswith("data:image/jpeg") for v in parsed.named("video") if v["poster"]
-    )
-    assert "http" not in html
-
-
-def test_a_file_from_diffusers_plays_at_its_own_rate(tmp_path: Path) -> None:
-    export = pytest.importorskip("diffusers.utils").export_to_video
-    path = export(list(disc(10)), str(tmp_path / "theirs.mp4"), fps=5)
-    assert repr(show(path, fps=7)) == "Video, 10 frames at 5 fps, 2.0 s"
-    assert repr(show(Path(path))) == "Video, 10 frames at 5 fps, 2.0 s"
-
-
-def test_files_that_no_browser_plays_are_refused(tmp_path: Path) -> None:
-    import imageio.v2 as imageio
-
-    with pytest.raises(VideoError, match="There is no file"):
-        show(tmp_path / "none.mp4")
-    (tmp_path / "text.mp4").write_text("not a film")
-    with pytest.raises(VideoError, match="no video that can be read"):
-        show(tmp_path / "text.mp4")
-    old = [np.asarray(picture) for picture in pictures(disc(3))]
-    imageio.mimwrite(tmp_path / "old.mp4", old, codec="mpeg4", fps=7)
-    with pytest.raises(VideoError, match=r"mpeg4.*svdnb\.save"):
-        show(tmp_path / "old.mp4")
-
-
-def test_compare_names_every_video_in_words() -> None:
-    player = compare({"start": pictures(disc(1))[0], "slow": disc(2), "fast": disc(2)}, fps=7)
-    summary = (
-        "3 side by side. Still picture: start. Video, 2 frames at 7 fps, 0.3 s: slow. "
-        "Video, 2 frames at 7 fps, 0.3 s: fast"
-    )
-    assert repr(player) == summary
-    group = next(a for a in Tags(player.html).named("div") if a.get("role") == "group")
-    assert group["aria-label"] == summary
-
-
-def test_compare_tells_which_video_is_wrong() -> None:
-    with pytest.raises(VideoError, match=r"^'broken': .*NaN"):
-        compare({"fine": disc(1), "broken": np.full((1, 8, 8, 3), np.nan)})
-    with pytest.raises(VideoError, match="nothing to compare"):
-        compare({})
-    with pytest.raises(VideoError, match="columns is 0"):
-        compare({"a": disc(1)}, columns=0)
-
-
-# filmstrip
+# --- filmstrips -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -345,7 +265,7 @@ def test_a_filmstrip_spreads_from_the_first_to_the_last(
 ) -> None:
     strip = filmstrip(disc(total), count)
     assert repr(strip) == f"Filmstrip, left to right: frames {numbers} of {total}"
-    assert Tags(strip._repr_html_()).named("img")[0]["alt"] == repr(strip)
+    assert f'alt="{strip!r}"' in strip._repr_html_()
 
 
 def test_a_filmstrip_shows_the_frames_it_names() -> None:
@@ -362,9 +282,9 @@ def test_a_filmstrip_is_as_wide_as_asked_and_numbered_where_there_is_room() -> N
     assert filmstrip(clip, width=900).image.width == 900
     assert filmstrip(clip, labels=True).image != filmstrip(clip, labels=False).image
     assert filmstrip(clip, width=200).image == filmstrip(clip, width=200, labels=False).image
-    with pytest.raises(VideoError, match="too narrow"):
+    with pytest.raises(Error, match="too narrow"):
         filmstrip(clip, width=20)
-    with pytest.raises(VideoError, match="count is 1"):
+    with pytest.raises(Error, match="count is 1"):
         filmstrip(clip, count=1)
 
 

@@ -1,9 +1,8 @@
-"""Pictures as people bring them: any kind, any mode, upright, cropped and never stretched."""
+"""Pictures of any kind: upright, cropped, never stretched, or explained."""
 
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -19,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from svdnb import ImageError, example_images, load_image
-from svdnb import images as pictures
+from svdnb import Error, example_images, images, load_image
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 SIZE = (16, 8)
@@ -50,7 +48,7 @@ def near(found: Any, expected: tuple[int, int, int], tolerance: int = 2) -> bool
     return all(abs(a - b) <= tolerance for a, b in zip(found, expected, strict=True))
 
 
-# --- where pictures come from ---------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_source_gives_the_same_picture(tmp_path: Path) -> None:
@@ -58,11 +56,11 @@ def test_every_kind_of_source_gives_the_same_picture(tmp_path: Path) -> None:
     data, file = encoded(picture), tmp_path / "my picture.png"
     file.write_bytes(data)
     upload = {"name": "a.png", "type": "image/png", "size": len(data), "content": memoryview(data)}
-    pixels = np.asarray(picture)
+    values = np.asarray(picture)
     sources = (
         picture, data, bytearray(data), memoryview(data), file, str(file), (upload,), upload,
-        {"a.png": {"metadata": {}, "content": data}}, pixels, pixels / 255,
-        (pixels / 255).astype(np.float16), pixels[::-1][::-1],
+        {"a.png": {"metadata": {}, "content": data}}, values, values / 255,
+        (values / 255).astype(np.float16), values[::-1][::-1],
     )  # fmt: skip
     wanted = load_image(picture, SIZE)
     assert (wanted.mode, wanted.size) == ("RGB", SIZE)
@@ -72,22 +70,18 @@ def test_every_kind_of_source_gives_the_same_picture(tmp_path: Path) -> None:
 
 def test_the_value_of_a_real_upload_widget_is_taken() -> None:
     widget = ipywidgets.FileUpload()
-    with pytest.raises(ImageError, match="Nothing was uploaded yet"):
+    with pytest.raises(Error, match="Nothing was uploaded yet"):
         load_image(widget.value, SIZE)
+    file = {"name": "a.png", "type": "image/png", "size": 1}
     content = memoryview(encoded(quarters()))
-    widget.value = (
-        {
-            "name": "a.png",
-            "type": "image/png",
-            "size": 1,
-            "content": content,
-            "last_modified": datetime.now(timezone.utc),
-        },
-    )
+    now = datetime.now(timezone.utc)
+    widget.value = ({**file, "content": content, "last_modified": now},)
     assert load_image(widget.value, SIZE).tobytes() == load_image(quarters(), SIZE).tobytes()
 
 
-def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_start_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     quarters().save(tmp_path / "a.png")
@@ -123,7 +117,7 @@ def server() -> Iterator[str]:
         running.shutdown()
 
 
-def test_a_url_is_fetched_and_followed(server: str) -> None:
+def test_a_url_is_fetched_and_redirects_are_followed(server: str) -> None:
     wanted = load_image(quarters(), SIZE).tobytes()
     assert load_image(f"{server}/picture", SIZE).tobytes() == wanted
     assert load_image(f"{server}/moved".replace("http", "HTTP"), SIZE).tobytes() == wanted
@@ -131,54 +125,45 @@ def test_a_url_is_fetched_and_followed(server: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "why"),
-    [("/gone", "404"), ("/page", "not a picture"), ("/half", "cannot be decoded")],
+    [("/gone", "404"), ("/page", "unknown format"), ("/half", "not a readable picture")],
 )
 def test_a_url_without_a_picture_is_explained(server: str, path: str, why: str) -> None:
-    with pytest.raises(ImageError, match=why):
+    with pytest.raises(Error, match=why):
         load_image(server + path)
-
-
-def test_a_download_and_a_file_have_a_limit(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quarters().save(tmp_path / "a.png")
-    monkeypatch.setattr(pictures, "MOST_BYTES", 20)
-    for source in (f"{server}/picture", tmp_path / "a.png"):
-        with pytest.raises(ImageError, match="is larger than"):
-            load_image(source)
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1/a.png", "http://", "http://[::1", "http://a b"]
 )
 def test_a_url_that_cannot_be_reached_is_explained(url: str) -> None:
-    with pytest.raises(ImageError, match="could not be fetched"):
+    with pytest.raises(Error, match="could not be fetched"):
         load_image(url)
 
 
-def test_examples_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("b.png", "a.jpg", "c.webp", "notes.md"):
-        quarters().save(tmp_path / name, "PNG")
-    monkeypatch.setattr(pictures, "EXAMPLES", tmp_path)
-    assert example_images() == {n[0]: tmp_path / n for n in ("a.jpg", "b.png", "c.webp")}
-    assert list(example_images()) == ["a", "b", "c"]
-    assert load_image("b", SIZE).size == SIZE
-    with pytest.raises(ImageError, match="use an example: a, b, c"):
-        load_image("d")
+def test_downloads_and_files_are_limited_in_size(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quarters().save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MAX_BYTES", 20)
+    for source in (f"{server}/picture", tmp_path / "a.png"):
+        with pytest.raises(Error, match="is larger than"):
+            load_image(source)
 
 
-def test_the_examples_that_come_along_are_pictures() -> None:
-    assert len(example_images()) >= 3
-    assert "rocket" in example_images()
-    for name in example_images():
+def test_examples_are_found_by_name() -> None:
+    assert {"rocket", "boat"} <= set(example_images())
+    for name, file in example_images().items():
+        assert load_image(name).tobytes() == load_image(file).tobytes()
         assert load_image(name).size == (1024, 576)
+    with pytest.raises(Error, match=r"use an example: .*rocket"):
+        load_image("rockets")
 
 
 # --- modes ----------------------------------------------------------------------------------------
 
 
 def in_mode(mode: str) -> Image.Image:
-    """A picture of one colour, fully covering, as near to red as the mode can."""
+    """A picture of one opaque colour, as near to red as the mode can."""
     red = Image.new("RGB", (4, 4), RED)
     if mode.startswith("I;16"):
         values = np.full((4, 4), 76 * 257, ">u2" if mode == "I;16B" else "<u2")
@@ -208,60 +193,55 @@ def test_every_mode_keeps_its_colour(mode: str) -> None:
         assert near(colour, (76, 76, 76) if grey else RED)
 
 
-def test_16_bit_files_are_scaled_not_clipped() -> None:
+def test_16_bit_files_are_scaled_and_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
-    data = encoded(Image.fromarray(ramp))
-    found = np.asarray(load_image(data, (8, 8)))[..., 0]
+    found = np.asarray(load_image(encoded(Image.fromarray(ramp)), (8, 8)))[..., 0]
     assert np.abs(found - ramp / 257).max() <= 1
 
 
-def test_floats_may_count_to_1_or_to_255() -> None:
+def test_float_pictures_may_go_up_to_1_or_to_255() -> None:
     for highest in (1, 255):
         picture = Image.fromarray(np.full((4, 4), highest * 0.2, np.float32))
         picture.putpixel((0, 0), highest)
         assert near(load_image(picture, (4, 4)).getpixel((3, 3)), (51, 51, 51), 3)
 
 
-def test_what_is_transparent_becomes_white() -> None:
+def test_transparency_becomes_white() -> None:
     clear_red = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     half_black = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([255, 0, 0, 0, 255, 0])
-    assert corners(load_image(clear_red, (4, 4))) == [(255, 255, 255)] * 4
+    white = [(255, 255, 255)] * 4
+    assert corners(load_image(clear_red, (4, 4))) == white
     assert near(load_image(half_black, (4, 4)).getpixel((1, 1)), (127, 127, 127))
     assert near(load_image(palette, (4, 4)).getpixel((1, 1)), RED)
-    assert corners(load_image(encoded(palette, transparency=0), (4, 4))) == [(255, 255, 255)] * 4
-    clear_array = np.zeros((4, 4, 4), np.uint8)
-    assert corners(load_image(clear_array, (4, 4))) == [(255, 255, 255)] * 4
+    assert corners(load_image(encoded(palette, transparency=0), (4, 4))) == white
+    assert corners(load_image(np.zeros((4, 4, 4), np.uint8), (4, 4))) == white
 
 
-def test_the_first_picture_of_an_animation_counts() -> None:
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_picture_of_an_animation_is_used(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (GREEN, RED)]
-    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
-        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-        assert near(load_image(data, (8, 8)).getpixel((4, 4)), GREEN, 8), kind
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert near(load_image(data, (8, 8)).getpixel((4, 4)), GREEN, 8)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_stand_upright(orientation: int) -> None:
-    undo = {
-        2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
-        6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270",
-    }  # fmt: skip
+def test_photos_of_every_orientation_are_turned_upright() -> None:
+    stored = [
+        "", "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90",
+        "TRANSVERSE", "ROTATE_270",
+    ]  # fmt: skip
     picture = quarters(32, 32)
-    turned = picture
-    if orientation > 1:
-        turned = picture.transpose(Image.Transpose[undo[orientation]])
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    found = load_image(encoded(turned, "PNG", exif=exif), (32, 32))
-    assert corners(found) == corners(picture)
+    for orientation, turn in enumerate(stored, start=1):
+        turned = picture.transpose(Image.Transpose[turn]) if turn else picture
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        assert corners(load_image(encoded(turned, exif=exif), (32, 32))) == corners(picture)
 
 
 def test_the_callers_picture_is_left_alone() -> None:
     picture = quarters()
     before = picture.tobytes()
-    load_image(picture, SIZE)
     load_image(picture, picture.size).putpixel((0, 0), (1, 2, 3))
     assert picture.tobytes() == before
 
@@ -298,21 +278,24 @@ def test_any_shape_gives_exactly_the_size_and_keeps_a_plain_colour(
 @pytest.mark.parametrize(
     "size",
     [(0, 8), (8, -1), (8,), (8, 8, 8), 8, None, "88", (8.5, 8), (float("inf"), 8), (10**9, 8)],
-)  # fmt: skip
-def test_a_size_that_is_none_is_explained(size: Any) -> None:
-    with pytest.raises(ImageError, match="size is"):
+)
+def test_an_unusable_size_is_explained(size: Any) -> None:
+    with pytest.raises(Error, match="size is"):
         load_image(quarters(), size)
 
 
-# --- what is no picture ---------------------------------------------------------------------------
+# --- what is not a picture ------------------------------------------------------------------------
+
+CUT_OFF = encoded(quarters(200, 200), "JPEG")[:900]
 
 
 @pytest.mark.parametrize(
     ("source", "why"),
     [
         (b"", "is empty"),
-        (b"hello", "not a picture that can be read"),
-        (encoded(quarters(200, 200), "JPEG")[:900], "cannot be decoded"),
+        (b"hello", "unknown format"),
+        (CUT_OFF, r"The data is not a readable picture \(.+\)"),
+        (Image.open(BytesIO(CUT_OFF)), r"The picture is not a readable picture \(.+\)"),
         (42, "int is not a picture"),
         ([quarters()], "list is not a picture"),
         ("no such picture", "There is no picture"),
@@ -325,41 +308,33 @@ def test_a_size_that_is_none_is_explained(size: Any) -> None:
         (np.zeros((0, 4, 3)), r"shape \(0, 4, 3\)"),
         (np.zeros((2, 4, 4, 3)), r"shape \(2, 4, 4, 3\)"),
         (np.full((4, 4), np.nan), "NaN"),
-        (np.full((4, 4), 300.0), "go from 300 to 300"),
-        (np.zeros((4, 4), np.int64), "array of int64"),
-        (np.zeros((4, 4), object), "array of object"),
+        (np.full((4, 4), 300.0), "from 300 to 300"),
+        (np.zeros((4, 4), np.int64), "is int64"),
+        (np.zeros((4, 4), object), "is object"),
         (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "NaN"),
     ],
 )
-def test_what_is_no_picture_is_explained(source: Any, why: str) -> None:
-    with pytest.raises(ImageError, match=why):
+def test_what_is_not_a_picture_is_explained(source: Any, why: str) -> None:
+    with pytest.raises(Error, match=why):
         load_image(source, SIZE)
 
 
-def test_files_that_are_no_pictures_are_explained_by_name(tmp_path: Path) -> None:
+def test_files_that_are_not_pictures_are_explained_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "notes.txt").write_text("hello")
-    for name, why in (("", "is a folder"), ("empty.png", "is empty"), ("notes.txt", "not a pict")):
-        with pytest.raises(ImageError, match=why) as caught:
+    for name, why in (("", "is a folder"), ("empty.png", "is empty"), ("notes.txt", "unknown")):
+        with pytest.raises(Error, match=f"{name}.*{why}"):
             load_image(tmp_path / name)
-        assert name in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("limit", [150, 10])  # Pillow warns above the limit, fails above its double
-def test_a_picture_of_too_many_pixels_is_explained(
+def test_a_picture_with_too_many_pixels_is_explained(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(ImageError, match="too many pixels"):
-            load_image(encoded(Image.new("RGB", (16, 16))))
-
-
-def test_a_picture_that_was_opened_and_cannot_be_read_is_explained() -> None:
-    cut_off = Image.open(BytesIO(encoded(quarters(200, 200), "JPEG")[:900]))
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        load_image(cut_off)
+    with pytest.raises(Error, match=r"256 pixels\) exceeds limit"):
+        load_image(encoded(Image.new("RGB", (16, 16))))
 
 
 FILES = [encoded(quarters(), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")]
@@ -369,11 +344,10 @@ FILES = [encoded(quarters(), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "T
 @given(st.sampled_from(FILES), st.data())
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_files_give_a_picture_or_an_explanation(file: bytes, data: st.DataObject) -> None:
-    """Nothing else ever comes out, whatever the decoder trips over."""
     damaged = bytearray(file[: data.draw(st.integers(0, len(file)))])
     for _ in range(data.draw(st.integers(0, 4))):
         if damaged:
             at = data.draw(st.integers(0, len(damaged) - 1))
             damaged[at] = data.draw(st.integers(0, 255))
-    with suppress(ImageError):
+    with suppress(Error):
         assert load_image(bytes(damaged), SIZE).size == SIZE
