@@ -74,6 +74,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     latest = re.findall(r"^## ([\d.]+)", changes, re.MULTILINE)[0]
     assert PROJECT["version"] == svdnb.__version__ == latest
+    assert f"version = {{{latest}}}" in README
 
 
 # --- pins and environments ------------------------------------------------------------------------
