@@ -1,7 +1,8 @@
-"""The exercise checks: hints for mistakes, never a stack trace, nothing for an unsolved stub."""
+"""Exercise checks confirm right answers, and say what was expected of wrong ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,77 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
-from svdnb import check
-from svdnb.memory.predict import predict_memory
-from svdnb.memory.settings import Settings
-from svdnb.videos import save
+from svdnb import MemorySettings, check, predict_memory, save
 
-CHECKPOINT = SimpleNamespace(width=64, height=32, num_frames=5)
+Frames = list[Image.Image]
+CHECKPOINT: Any = SimpleNamespace(width=64, height=48, num_frames=8)
 
 
-def picture(size: tuple[int, int] = (64, 32), seed: int = 0) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 8, 3), np.uint8)
-    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-
-
-def test_a_stub_waits_without_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    check.animated(..., ..., CHECKPOINT)
-    check.lasts(..., seconds=4)
-    assert capsys.readouterr().out.count("Waiting for you") == 2
-
-
-def test_a_right_answer_is_praised(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    video = [picture()] * 5
-    check.animated(video, picture(), CHECKPOINT)
-    check.same_video(video, [picture()] * 5)
-    check.lasts(save(video, tmp_path / "slow.mp4", fps=5 / 4), seconds=4)
-    assert capsys.readouterr().out.count("[OK]") == 3
-
-
-@pytest.mark.parametrize(
-    ("frames", "image", "hint"),
-    [
-        ([[picture()] * 5], picture(), r"frames\[0\]"),
-        ([picture()] * 5, picture((32, 32)), "load_image"),
-        ([picture((32, 32))] * 5, picture(), "`width` and `height`"),
-        ([picture()] * 3, picture(), "num_frames"),
-        ([picture(seed=5)] * 5, picture(), "does not look like"),
-    ],
-)
-def test_each_mistake_has_its_hint(frames: list[object], image: Image.Image, hint: str) -> None:
-    with pytest.raises(check.NotYet, match=hint):
-        check.animated(frames, image, CHECKPOINT)  # type: ignore[arg-type]
-
-
-def test_another_video_is_not_the_same() -> None:
-    with pytest.raises(check.NotYet, match="generator"):
-        check.same_video([picture()] * 5, [picture(seed=1)] * 5)
-    with pytest.raises(check.NotYet, match="like with like"):
-        check.same_video([picture()] * 5, [picture()] * 4)
-
-
-def test_a_video_of_the_wrong_length_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(check.NotYet, match="expected about 4 s"):
-        check.lasts(save([picture()] * 5, tmp_path / "fast.mp4", fps=7), seconds=4)
-    with pytest.raises(check.NotYet, match="no file"):
-        check.lasts(tmp_path / "none.mp4", seconds=4)
-
-
-def test_a_hint_shows_no_trace_in_a_notebook() -> None:
-    assert check.NotYet("Wrong.", "Why?")._render_traceback_() == ["NotYet: Wrong. Why?"]
-
-
-# --- micro-conditioning ---------------------------------------------------------------------------
-
-
-def moving(pixels: int, noise: float = 0, frames: int = 8) -> list[Image.Image]:
-    """A texture that glides `pixels` a frame to the right; noise, in levels, hides it."""
+def moving(pixels: int, noise: float = 0, frames: int = 8) -> Frames:
+    """A texture that moves to the right by `pixels` per frame, with noise in levels of 255."""
     rng = np.random.default_rng(0)
-    whole = gaussian_filter(rng.random((48, 96, 3)), (2, 2, 0), mode="wrap")
-    whole = (whole - whole.min()) / np.ptp(whole) * 255
-    shifted = [np.roll(whole, pixels * k, axis=1)[:, :64] for k in range(frames)]
+    coarse = rng.integers(0, 256, (12, 24, 3), np.uint8)
+    whole = np.asarray(Image.fromarray(coarse).resize((96, 48), Image.Resampling.BICUBIC))
+    shifted = [np.roll(whole, pixels * number, axis=1)[:, :64] for number in range(frames)]
     noisy = [frame + rng.normal(0, noise, frame.shape) for frame in shifted]
     return [Image.fromarray(frame.clip(0, 255).astype(np.uint8)) for frame in noisy]
 
@@ -88,170 +31,207 @@ def moving(pixels: int, noise: float = 0, frames: int = 8) -> list[Image.Image]:
 STILL = moving(0)[0]
 
 
-def animate(motion_bucket_id: int = 100, fps: int = 7, noise_aug_strength: float = 0.0) -> Any:
-    """A model whose numbers do what they say: a pixel a frame for every 50 of the bucket."""
+def animate(motion_bucket_id: int = 100, fps: int = 7, noise_aug_strength: float = 0.0) -> Frames:
+    """A model that moves one pixel per frame for every 50 of the bucket."""
     return moving(round(motion_bucket_id / 50 * 7 / fps), 100 * noise_aug_strength)
 
 
-def test_open_exercises_wait(capsys: pytest.CaptureFixture[str]) -> None:
-    check.reaches(..., STILL, motion=1, likeness=20)
-    check.explains(..., moving(1), animate, STILL)
-    check.loops(..., fps=7, seconds=3, motion=1)
-    assert capsys.readouterr().out.count("Waiting for you") == 3
-
-
-def test_a_target_is_reached_or_the_hint_says_which_half_is_missing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    check.reaches(moving(2), STILL, motion=1.5, likeness=30)
-    assert "[OK]" in capsys.readouterr().out
-    with pytest.raises(check.NotYet, match="which way does each number move"):
-        check.reaches(moving(1), STILL, motion=1.5, likeness=30)
-    with pytest.raises(check.NotYet, match="costs likeness"):
-        check.reaches(moving(2, noise=20), STILL, motion=1.5, likeness=30)
-    with pytest.raises(check.NotYet, match="list of PIL pictures"):
-        check.reaches(np.zeros((3, 8, 8, 3)), STILL, motion=1, likeness=1)  # type: ignore[arg-type]
-
-
-def test_a_mystery_is_explained_by_its_figures(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    clip = animate(motion_bucket_id=50, noise_aug_strength=0.1)
-    check.explains({"motion_bucket_id": 50, "noise_aug_strength": 0.1}, clip, animate, STILL)
-    check.explains({"fps": 14, "noise_aug_strength": 0.1}, clip, animate, STILL)
-    assert capsys.readouterr().out.count("[OK]") == 2
-    with pytest.raises(check.NotYet, match="ties a video to its picture"):
-        check.explains({"motion_bucket_id": 50}, clip, animate, STILL)
-    with pytest.raises(check.NotYet, match="leave the likeness alone"):
-        check.explains({"noise_aug_strength": 0.1}, clip, animate, STILL)
-    for nonsense in ({"seed": 1}, 127):
-        with pytest.raises(check.NotYet, match="dictionary"):
-            check.explains(nonsense, clip, animate, STILL)  # type: ignore[arg-type]
-
-
-def test_the_mystery_is_no_default() -> None:
-    asked: dict[str, float] = {}
-    check.mystery(lambda **settings: asked.update(settings) or moving(1))
-    defaults = {"motion_bucket_id": 127, "fps": 7, "noise_aug_strength": 0.02}
-    assert all(defaults[name] != value for name, value in asked.items())
-    assert len(asked) == 2
-
-
-def test_a_loop_has_no_seam(capsys: pytest.CaptureFixture[str]) -> None:
-    there = moving(1, frames=14)
-    check.loops(there + there[-2:0:-1], fps=7, seconds=3, motion=2)
-    assert "[OK] 3.7 s" in capsys.readouterr().out
-    with pytest.raises(check.NotYet, match="shown twice"):
-        check.loops(there, fps=7, seconds=3, motion=2)
-    with pytest.raises(check.NotYet, match="that is a jump"):
-        check.loops(there + there, fps=7, seconds=3, motion=2)
-    with pytest.raises(check.NotYet, match="little time passes"):
-        check.loops(there + there[-2:0:-1], fps=7, seconds=3, motion=1.05)
-    with pytest.raises(check.NotYet, match="Nothing moves"):
-        check.loops(moving(0, frames=26), fps=7, seconds=3, motion=2)
-    with pytest.raises(check.NotYet, match="single picture"):
-        check.loops(there[:1], fps=7, seconds=3, motion=2)
-
-
-# --- notebook 03 ----------------------------------------------------------------------------------
-
-RECIPE = Settings(offload="model", forward_chunking=True, decode_chunk_size=2)
-HALVED = replace(RECIPE, split_guidance=True)
-
-
-def unet_step(num_frames: int) -> int:
-    prediction = predict_memory("svd-xt", num_frames, settings=RECIPE)
-    return prediction.stages["UNet step"].peak
-
-
-def test_stubs_about_memory_wait(capsys: pytest.CaptureFixture[str]) -> None:
-    check.fits(..., 6)
-    check.cheapest(..., RECIPE)
-    check.grows(..., RECIPE, 20)
-    assert capsys.readouterr().out.count("Waiting for you") == 3
-
-
-def test_right_answers_about_memory_are_praised(capsys: pytest.CaptureFixture[str]) -> None:
-    check.fits(HALVED, 6)
-    check.cheapest(HALVED, RECIPE)
-    check.grows(unet_step(14) + 6 * (unet_step(25) - unet_step(14)) / 11, RECIPE, 20)
-    assert capsys.readouterr().out.count("[OK]") == 3
-
-
-@pytest.mark.parametrize(
-    ("settings", "hint"),
-    [
-        (RECIPE, "Expected at most 5.5 GiB, got 7.46. The worst stage is the UNet step"),
-        (replace(HALVED, decode_chunk_size=None), "The worst stage is the VAE decode"),
-        ({"offload": "model"}, "got dict. They read"),
-    ],
-    ids=str,
-)
-def test_settings_that_do_not_fit_have_their_hint(settings: Any, hint: str) -> None:
-    with pytest.raises(check.NotYet, match=hint):
-        check.fits(settings, 6)
-
-
-@pytest.mark.parametrize(
-    ("settings", "hint"),
-    [
-        (RECIPE, "differs from the recipe, got 0"),
-        (replace(HALVED, decode_chunk_size=1), "differs from the recipe, got 2"),
-        (replace(RECIPE, frames_at_a_time=5), "saves 0.54 GiB, expected 2 or more"),
-        (replace(RECIPE, offload="group"), "moves 73 GiB a video instead of 4"),
-    ],
-    ids=str,
-)
-def test_a_trick_that_is_not_the_cheapest_has_its_hint(settings: Any, hint: str) -> None:
-    with pytest.raises(check.NotYet, match=hint):
-        check.cheapest(settings, RECIPE)
-
-
-def test_a_wrong_number_of_bytes_has_its_hint() -> None:
-    with pytest.raises(check.NotYet, match="is too little"):
-        check.grows(unet_step(25) * 20 / 25, RECIPE, 20)
-    with pytest.raises(check.NotYet, match="is too much"):
-        check.grows(unet_step(25), RECIPE, 20)
-    with pytest.raises(check.NotYet, match="a number of bytes, got str"):
-        check.grows("6.6 GiB", RECIPE, 20)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _new_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_misses", {})
     monkeypatch.setattr(check, "_solved", set())
 
 
-def shown(frames: list[Image.Image]) -> str:
-    """What the notebook shows under the cell when this answer is wrong."""
-    with pytest.raises(check.NotYet) as miss:
-        check.animated(frames, picture(), CHECKPOINT)  # type: ignore[arg-type]
-    return "\n".join(miss.value._render_traceback_())
+def expect_miss(words: str, run: Callable[..., None], *answer: Any, **more: Any) -> None:
+    with pytest.raises(check.NotYet, match=words):
+        run(*answer, **more)
 
 
-def test_first_what_was_expected_then_how_to_find_it(nothing_tried: None) -> None:
-    first, second = shown([picture()] * 3), shown([picture()] * 2)
-    assert "Expected 5 frames, got 3." in first
-    assert "`num_frames`" not in first
-    assert "Expected 5 frames, got 2. What happens if you leave `num_frames`" in second
+def test_an_open_exercise_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    check.lasts(..., seconds=4)  # type: ignore[arg-type]
+    assert "Waiting for you" in capsys.readouterr().out
 
 
-def test_progress_is_told_at_the_end(
-    nothing_tried: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_the_hint_follows_the_second_miss() -> None:
+    shown = []
+    for _ in range(2):
+        with pytest.raises(check.NotYet) as miss:
+            check.animated(moving(1, frames=3), STILL, CHECKPOINT)
+        shown.append("\n".join(miss.value._render_traceback_()))
+    assert shown[0].startswith("NotYet: Expected 8 frames, got 3. (If the next try")
+    assert shown[1].endswith("got 3. What happens if you leave `num_frames` to the pipeline?")
+
+
+def test_progress_lists_titles_and_forgets_what_broke_again(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    video = [picture()] * 5
-    check.animated(video, picture(), CHECKPOINT)  # type: ignore[arg-type]
-    check.reaches(..., picture(), motion=1, likeness=30)  # type: ignore[arg-type]
-    with pytest.raises(check.NotYet):
-        check.lasts("nowhere.mp4", seconds=4)
-    check.same_video(video, video)  # proves something, and is no exercise
+    check.animated(moving(1), STILL, CHECKPOINT)
+    check.lasts(..., seconds=4)  # type: ignore[arg-type]
+    check.same_video(moving(1), moving(1))  # not an exercise
     capsys.readouterr()
     check.progress()
-    told = capsys.readouterr().out
-    assert told.startswith("1 of 3 exercises solved.\n[OK] animated\n[ ]  reaches\n[ ]  lasts\n")
-    check.lasts(save(video, tmp_path / "slow.mp4", fps=5 / 4), seconds=4)
-    shown([picture()])  # solved once, then broken again
-    capsys.readouterr()
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "1 of 2 exercises solved.",
+        "[OK] Exercise 1: your own picture",
+        "[ ]  Exercise 2: slow motion",
+    ]
+    expect_miss("got 3", check.animated, moving(1, frames=3), STILL, CHECKPOINT)
     check.progress()
-    told = capsys.readouterr().out
-    assert told.startswith("1 of 3 exercises solved.\n[ ]  animated\n[ ]  reaches\n[OK] lasts\n")
+    assert "0 of 2 exercises solved." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("run", "answer"),
+    [
+        (check.animated, (moving(1), "balloon", CHECKPOINT)),
+        (check.lasts, (4, 4)),
+        (check.lasts, (__file__, 4)),
+        (check.explains, ({"fps": "fast"}, moving(1), animate, STILL)),
+        (check.grows, ("6.6 GiB", MemorySettings(), 20)),
+        (check.bargain, (moving(1), moving(1), 1, 38)),
+        (check.fits, ({"offload": "model"}, 6)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_unusable_answer_gets_a_sentence(run: Callable[..., None], answer: Any) -> None:
+    expect_miss("could not use this answer|no file", run, *answer)
+
+
+def test_not_a_number_is_never_right() -> None:
+    result: Any = SimpleNamespace(break_even=lambda label, to: 3.0)
+    expect_miss("too few", check.pays_off, float("nan"), result)
+    expect_miss("too little", check.grows, float("nan"), RECIPE, 20)
+
+
+# Notebook 01
+
+
+@pytest.mark.parametrize(
+    ("frames", "image", "words"),
+    [
+        ([moving(1)], STILL, r"frames\[0\]"),
+        (moving(1), STILL.resize((32, 32)), "load_image"),
+        ([frame.resize((32, 32)) for frame in moving(1)], STILL, "`width` and `height`"),
+        (moving(1)[:3], STILL, "num_frames"),
+        (moving(1), STILL.transpose(Image.Transpose.ROTATE_180), "does not look like"),
+    ],
+)
+def test_an_animation_that_is_wrong(frames: Any, image: Image.Image, words: str) -> None:
+    expect_miss(words, check.animated, frames, image, CHECKPOINT)
+
+
+def test_same_video_allows_rounding_only() -> None:
+    one = moving(1)
+    check.same_video(one, [frame.point(lambda level: min(255, level + 1)) for frame in one])
+    expect_miss("generator", check.same_video, one, moving(2))
+    expect_miss("same length", check.same_video, one, one[:4])
+
+
+def test_the_length_of_a_file(tmp_path: Path) -> None:
+    check.lasts(save(moving(1), tmp_path / "slow.mp4", fps=2), seconds=4)
+    fast = save(moving(1), tmp_path / "fast.mp4", fps=7)
+    expect_miss("about 4 s, this one plays for 1.1 s", check.lasts, fast, seconds=4)
+
+
+# Notebook 02
+
+
+@pytest.mark.parametrize("truth", [3.0, float("inf")])
+def test_when_compiling_pays_off(truth: float) -> None:
+    result: Any = SimpleNamespace(break_even=lambda label, to: truth)
+    check.pays_off(truth, result)
+    expect_miss("means never" if truth == float("inf") else "too few", check.pays_off, 2, result)
+
+
+def test_a_bargain_is_cheap_and_close() -> None:
+    from torch import ones
+
+    def run(size: int, frames: Frames) -> Callable[[], Frames]:
+        def work() -> Frames:
+            ones(size, size) @ ones(size, size)
+            return frames
+
+        return work
+
+    exact, tflop = moving(1), 2 * 100**3 / 1e12
+    check.bargain(run(100, exact), exact, tflop, psnr=38)
+    expect_miss("leaves work out", check.bargain, run(200, exact), exact, tflop, psnr=38)
+    expect_miss("steps matter", check.bargain, run(100, moving(1, 9)), exact, tflop, psnr=38)
+
+
+# Notebook 03
+
+RECIPE = MemorySettings(offload="model", forward_chunking=True, decode_chunk_size=2)
+HALVED = replace(RECIPE, split_guidance=True)
+
+
+def unet_step(num_frames: int) -> int:
+    return predict_memory("svd-xt", num_frames, settings=RECIPE).stages["UNet step"].peak
+
+
+def test_settings_that_fit() -> None:
+    check.fits(HALVED, 6)
+    expect_miss("at most 5.5 GiB, got 7.46. The UNet step needs most", check.fits, RECIPE, 6)
+    expect_miss("The VAE decode", check.fits, replace(HALVED, decode_chunk_size=None), 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (RECIPE, "differs from the recipe, got 0"),
+        (replace(HALVED, decode_chunk_size=1), "differs from the recipe, got 2"),
+        (replace(RECIPE, frames_at_a_time=5), "saves 0.54 GiB, expected 2 or more"),
+        (replace(RECIPE, offload="group"), "moves 73 GiB for each video instead of 4"),
+    ],
+    ids=str,
+)
+def test_settings_that_are_not_the_cheapest(settings: MemorySettings, words: str) -> None:
+    expect_miss(words, check.cheapest, settings, RECIPE)
+
+
+def test_the_cheapest_setting_and_the_straight_line() -> None:
+    check.cheapest(HALVED, RECIPE)
+    few, many = unet_step(14), unet_step(25)
+    check.grows(few + 6 * (many - few) / 11, RECIPE, 20)
+    expect_miss("too little", check.grows, many * 20 / 25, RECIPE, 20)
+    expect_miss("too much", check.grows, many, RECIPE, 20)
+
+
+# Notebook 04
+
+
+def test_a_target_has_two_halves() -> None:
+    target: dict[str, float] = {"motion": 1.5, "similarity": 30}
+    check.reaches(moving(2), STILL, **target)
+    expect_miss("change the motion", check.reaches, moving(1), STILL, **target)
+    expect_miss("less similar", check.reaches, moving(2, noise=20), STILL, **target)
+
+
+def test_a_mystery_is_explained_by_measurements() -> None:
+    clip = animate(motion_bucket_id=50, noise_aug_strength=0.1)
+    for right in ({"motion_bucket_id": 50}, {"fps": 14}):
+        check.explains(right | {"noise_aug_strength": 0.1}, clip, animate, STILL)
+    expect_miss("keeps to its picture", check.explains, {"fps": 14}, clip, animate, STILL)
+    wrong = {"noise_aug_strength": 0.1}
+    expect_miss("not the first frame", check.explains, wrong, clip, animate, STILL)
+    expect_miss("dictionary", check.explains, {"seed": 1}, clip, animate, STILL)
+
+
+def test_the_mystery_differs_from_the_defaults_in_two_numbers() -> None:
+    asked: dict[str, float] = {}
+    check.mystery(lambda **settings: asked.update(settings) or [])
+    defaults = {"motion_bucket_id": 127, "fps": 7, "noise_aug_strength": 0.02}
+    assert len(asked) == 2
+    assert all(defaults[name] != value for name, value in asked.items())
+
+
+def test_a_loop_has_no_seam(capsys: pytest.CaptureFixture[str]) -> None:
+    there = moving(1, frames=14)
+    back = there[-2:0:-1]
+    needed: dict[str, float] = {"fps": 7, "seconds": 3, "motion": 2}
+    check.loops(there + back, **needed)
+    assert "[OK] A loop of 3.7 s" in capsys.readouterr().out
+    expect_miss("same frames twice", check.loops, there, **needed)
+    expect_miss("that is a jump", check.loops, there + there, **needed)
+    expect_miss("little time passes", check.loops, there + back, **needed | {"motion": 1.05})
+    expect_miss("Nothing moves", check.loops, moving(0, frames=26), **needed)
