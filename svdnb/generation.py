@@ -11,9 +11,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,9 @@ class VideoSettings:
         )
 
 
+Stage: TypeAlias = Literal["encoding", "denoising", "decoding"]
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a generation is.
@@ -100,7 +103,7 @@ class Progress:
     step, of shape (frames, channels, height, width); None before the first step ends.
     """
 
-    stage: Literal["encoding", "denoising", "decoding"]
+    stage: Stage
     step: int
     steps: int
     seconds: float
@@ -129,9 +132,8 @@ def generate(
     sentence about what went wrong and what to do.
     """
     watch = _Watch(settings.num_inference_steps, on_progress, stop)
-    lock = _LOCKS.setdefault(pipe, threading.Lock())
     try:
-        with lock, _restored(pipe), watch.decoding(pipe.vae):
+        with _LOCKS.setdefault(pipe, threading.Lock()), _restored(pipe), watch.decoding(pipe.vae):
             watch.report("encoding")
             frames: NDArray[np.float32] = pipe(
                 image,
@@ -206,36 +208,30 @@ def _require_light(frames: NDArray[np.float32], image: Image.Image, dtype: torch
     raise Error(f"{found} {remedy}")
 
 
+@dataclass
 class _Watch:
     """Report the progress of one call, and end it once `stop` is set."""
 
-    def __init__(
-        self,
-        steps: int,
-        on_progress: Callable[[Progress], None] | None,
-        stop: threading.Event | None,
-    ) -> None:
-        self._on_progress, self._stop = on_progress, stop
-        self._start = time.monotonic()
-        self._steps, self._step = steps, 0
-        self._latents: torch.Tensor | None = None
+    steps: int
+    on_progress: Callable[[Progress], None] | None
+    stop: threading.Event | None
+    step: int = 0
+    latents: torch.Tensor | None = None
+    start: float = field(default_factory=time.monotonic)
 
-    def report(self, stage: Literal["encoding", "denoising", "decoding"]) -> None:
-        if self._stop is not None and self._stop.is_set():
-            raise Stopped("Stopped; nothing was kept. Generate again when you like.")
-        if self._on_progress is None:
-            return
-        seconds = time.monotonic() - self._start
-        left = seconds / self._step * (self._steps - self._step) if self._step else None
-        self._on_progress(
-            Progress(stage, self._step, self._steps, seconds, left, latents=self._latents)
-        )
+    def report(self, stage: Stage) -> None:
+        if self.stop is not None and self.stop.is_set():
+            raise Stopped("Stopped; nothing was kept.")
+        if self.on_progress is not None:
+            seconds = time.monotonic() - self.start
+            left = seconds / self.step * (self.steps - self.step) if self.step else None
+            self.on_progress(Progress(stage, self.step, self.steps, seconds, left, self.latents))
 
     def after_step(
         self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
         """Serve as the pipeline's `callback_on_step_end`."""
-        self._step, self._latents = step + 1, tensors["latents"][0]
+        self.step, self.latents = step + 1, tensors["latents"][0]
         self.report("denoising")
         return tensors
 
