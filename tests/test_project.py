@@ -264,6 +264,14 @@ def test_commands_in_the_documents_exist() -> None:
     assert all(f"`make {target}`" in README for target in ("demo", "test", "lab"))
 
 
+def test_the_architecture_names_every_module_and_the_layers() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = {path.name for path in PACKAGE.rglob("*.py")}
+    assert [name for name in sorted(modules) if name not in text] == []
+    contract, _ = PYPROJECT["tool"]["importlinter"]["contracts"]
+    assert "\n".join(contract["layers"]).replace(" |", ",") in text
+
+
 def test_the_minutes_of_the_notebooks_are_those_on_record() -> None:
     record = ROOT / "benchmarks" / "results" / "notebooks-cpu.json"
     rows = json.loads(record.read_text(encoding="utf-8"))["notebooks"]

@@ -43,8 +43,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CableOut]:
     cable_out = CableOut(folder / "tried")
     skips = {"SITE_SKIPS": "notebooks/0[2-9]* solutions/*"}
     places = ("-c", ROOT / "docs" / "site", "-d", folder / "doctrees", ROOT, folder / "html")
+    options = ("-q", "-W", "--keep-going", "-n", "-E")
+    anew = ("-D", f"nb_execution_cache_path={folder / 'executed'}")
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-E", *places],
+        [sys.executable, "-m", "sphinx", *options, *anew, *places],
         env=os.environ | cable_out.environment | skips, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
