@@ -1,4 +1,4 @@
-"""A real Chromium for tests that look at what a reader sees."""
+"""Start Chromium for tests that look at what a reader sees."""
 
 from __future__ import annotations
 
@@ -25,15 +25,13 @@ QUIET = [
 
 @contextmanager
 def launch_chromium() -> Iterator[Browser]:
-    """The first Chromium found. Without one, tests are skipped, but fail where CI is set."""
+    """Yield a Chromium. Without one, the tests are skipped, or fail if CI is set."""
     with sync_playwright() as playwright:
         names = ("chromium", "google-chrome", "chrome")
         found = next(filter(None, map(shutil.which, names)), None)
         executable = found or playwright.chromium.executable_path
         if not Path(executable).exists():
-            missing = (
-                "NO BROWSER: nothing was looked at. Run: python -m playwright install chromium"
-            )
+            missing = "There is no browser to test with. Run: python -m playwright install chromium"
             if os.environ.get("CI"):
                 pytest.fail(missing)
             pytest.skip(missing)
@@ -43,8 +41,8 @@ def launch_chromium() -> Iterator[Browser]:
 
 
 def accessibility_problems(page: Page, within: str | None = None) -> list[str]:
-    """What axe-core finds (names, roles, contrast, keyboard...), one line a problem."""
-    # Whatever lies in a body without height, as JupyterLab's is, passes for hidden there.
+    """Return what axe-core reports (names, roles, contrast, keyboard...), one line a problem."""
+    # JupyterLab's body has no height, and axe-core treats everything inside as hidden.
     page.evaluate("document.body.style.minHeight = '100vh'")
     found = Axe().run(page, context=within).response["violations"]
     return [

@@ -1,4 +1,4 @@
-"""A real JupyterLab on loopback, for tests that look at a notebook as a reader does."""
+"""Start JupyterLab on this machine for tests that look at a notebook as a reader does."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from typing import Any
 from playwright.sync_api import Page
 
 TOKEN = "a-token-for-tests"
-PATIENCE = 120_000  # milliseconds
+TIMEOUT_MS = 120_000
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    # Cells out of sight would not be there to look at.
+    # Otherwise cells outside the window are not in the page.
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
 
 
 @contextmanager
 def running_lab(notebook: Path, home: Path) -> Iterator[str]:
-    """Yield the address of a copy of this notebook; nothing of the user's own Jupyter is touched.
+    """Yield the address of a copy of this notebook. The user's own Jupyter settings stay as they are.
 
     `home` is an empty folder; the notebook runs in `home/work`.
     """
@@ -65,12 +65,12 @@ def running_lab(notebook: Path, home: Path) -> Iterator[str]:
             _wait_for(port, server, log)
             yield f"http://127.0.0.1:{port}/lab/tree/{notebook.name}?token={TOKEN}"
         finally:
-            server.terminate()  # it ends its kernels, then itself
+            server.terminate()  # it shuts down its kernels first
             server.wait(30)
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE / 1000
+    deadline = time.monotonic() + TIMEOUT_MS / 1000
     while time.monotonic() < deadline and server.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -80,10 +80,10 @@ def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def run_all(page: Page, address: str) -> None:
-    """Open the notebook and run every cell; return when the last one has ended."""
-    page.goto(address, timeout=PATIENCE)
+    """Open the notebook, run every cell, and return when the last one has finished."""
+    page.goto(address, timeout=TIMEOUT_MS)
     page.wait_for_function(
-        "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=PATIENCE
+        "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=TIMEOUT_MS
     )
     page.evaluate(
         """() => {
@@ -91,11 +91,11 @@ def run_all(page: Page, address: str) -> None:
             running.then(() => (window.allCellsRan = true));
         }"""
     )
-    page.wait_for_function("window.allCellsRan", timeout=5 * PATIENCE)
+    page.wait_for_function("window.allCellsRan", timeout=5 * TIMEOUT_MS)
 
 
 def run_in_kernel(page: Page, code: str) -> str:
-    """What this code prints in the open notebook's kernel."""
+    """Run code in the open notebook's kernel, and return what it prints."""
     printed: str = page.evaluate(
         """async (code) => {
             const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -111,7 +111,7 @@ def run_in_kernel(page: Page, code: str) -> str:
 
 
 def change_theme(page: Page, theme: str) -> None:
-    """`theme` is "JupyterLab Light" or "JupyterLab Dark"."""
+    """Change the theme to "JupyterLab Light" or "JupyterLab Dark"."""
     page.evaluate(
         "theme => jupyterapp.commands.execute('apputils:change-theme', { theme }).then(() => null)",
         theme,

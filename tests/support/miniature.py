@@ -1,6 +1,6 @@
-"""A pipeline of SVD's five classes with random weights, saved as the hub's folders are.
+"""Build a tiny pipeline of SVD's five classes with random weights, in the hub's folder layout.
 
-Its videos are noise. It is for tests of everything around the model, within a second.
+It generates noise within a second, for tests of everything around the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FRAMES = 4
 
 
 def build(folder: Path, seed: int = 0) -> Path:
-    """Save the miniature in half precision, and return its folder."""
+    """Save the pipeline in half precision, and return its folder."""
     import torch
     from diffusers import (
         AutoencoderKLTemporalDecoder,

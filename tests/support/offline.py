@@ -1,4 +1,4 @@
-"""A machine with the network cable out, where nobody has told the libraries so."""
+"""Run programs without a network connection, and record whether they tried to use one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CableOut:
-    """The environment of a learner without a connection, and what was tried all the same."""
+    """The environment variables to run with, and the hosts that were tried all the same."""
 
     log: Path
 

@@ -1,7 +1,7 @@
-"""With this folder on PYTHONPATH every Python finds the network cable pulled out.
+"""Cut off the network for every Python process that has this folder on its PYTHONPATH.
 
-This machine's own address still answers, since a notebook talks to its kernel. What was tried is
-written to the file that CABLE_OUT_LOG names.
+Addresses of this machine still work, because a notebook talks to its kernel. Every other host that
+a program tries is written to the file that CABLE_OUT_LOG names.
 """
 
 import errno
@@ -19,7 +19,7 @@ def _refuse(host):
 
 
 def _host(address):
-    return address[0] if isinstance(address, tuple) else None  # a path: a socket of this machine
+    return address[0] if isinstance(address, tuple) else None  # a path is a local socket
 
 
 class Socket(socket.socket):
