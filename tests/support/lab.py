@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def running_lab(notebook: Path, home: Path) -> Iterator[str]:
-    """Yield the address of a copy of this notebook. The user's own Jupyter settings stay as they are.
+    """Yield the address of a copy of this notebook. The user's settings stay as they are.
 
     `home` is an empty folder; the notebook runs in `home/work`.
     """
