@@ -101,7 +101,7 @@ def _generate(pipe: Any, image: Image.Image, settings: VideoSettings) -> NDArray
 
     from svdnb.generation import generate
 
-    with tqdm(total=settings.num_inference_steps + 1, unit="step") as bar:
+    with tqdm(total=settings.num_inference_steps + 1, desc="Encoding", unit="step") as bar:
 
         def show(progress: Progress) -> None:
             bar.set_description(progress.stage.capitalize())

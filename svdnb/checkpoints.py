@@ -106,7 +106,7 @@ def checkpoint(name: str | os.PathLike[str] = "auto") -> Checkpoint:
         return _pocket()
     if name in HUB:
         return _from_hub(name)
-    folder = Path(name).expanduser()
+    folder = Path(name).expanduser().absolute()  # one called "svd" is not taken for the model
     if not folder.exists():
         raise Error(
             f"There is no checkpoint {name!r}: no folder has this path, and svdnb does not know "

@@ -1,7 +1,7 @@
-"""A checkpoint comes into a folder whole, goes on where it stopped, and verifies itself.
+"""A checkpoint arrives in a folder complete, and a copy of the folder verifies itself.
 
-The hub is played by a small server on this machine; the client is the real huggingface_hub, in
-processes of its own because it reads its settings when it is imported.
+A small server on this machine plays the hub. The client is the real huggingface_hub, in processes
+of its own because it reads its settings when it is imported.
 """
 
 from __future__ import annotations
@@ -15,50 +15,48 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
 import svdnb
 from support import miniature
-from svdnb import prefetch
-from svdnb.checkpoints import HUB, CheckpointError
+from svdnb import Error, checkpoints
+from svdnb.checkpoints import FILES, HUB, MANIFEST, prefetch
 
-XT, _ = HUB["svd-xt"]
+XT = HUB["svd-xt"]
 REVISION = "9" * 40
 UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
-LARGE = "large.fp16.safetensors"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves a folder as the Hugging Face Hub does; may be gated, or break down within a file."""
+    """Serve a folder as the Hugging Face Hub does."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Answers)
         self.folder = folder
         self.gated = False
-        self.breaks_in = ""
+        self.fails_at = ""
         self.asked: list[str] = []
 
-    def listing(self) -> dict[str, Any]:
-        siblings = []
+    def listing(self) -> list[dict[str, Any]]:
+        """Name, size and hashes of each file; and of one that leads out of any folder."""
+        entries = [{"path": "../model_index.json", "size": 2, "oid": "0" * 40}]
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 content = path.read_bytes()
-                entry = {
-                    "rfilename": path.relative_to(self.folder).as_posix(),
-                    "size": len(content),
-                    "blobId": git_blob(content),
-                }
+                name = path.relative_to(self.folder).as_posix()
+                entry: dict[str, Any] = {
+                    "path": name, "size": len(content), "oid": git_sha(content)
+                }  # fmt: skip
                 if path.suffix == ".safetensors":
-                    sha256 = hashlib.sha256(content).hexdigest()
-                    entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 130}
-                siblings.append(entry)
-        return {"id": XT, "modelId": XT, "sha": REVISION, "siblings": siblings}
+                    digest = hashlib.sha256(content).hexdigest()
+                    entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
+                entries.append(entry)
+        return entries
 
 
 class _Answers(BaseHTTPRequestHandler):
@@ -66,58 +64,62 @@ class _Answers(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == f"/api/models/{XT}":
-            self._send(200, json.dumps(self.server.listing()).encode(), {})
-            return
-        name = path.removeprefix(f"/{XT}/resolve/{REVISION}/")
-        if name == path:
-            self._send(404, b"", {})
-            return
+        path, listing = self.path.partition("?")[0], self.server.listing()
+        if path.startswith(f"/api/models/{XT}/tree/"):
+            self._send(200, json.dumps([{"type": "file", **entry} for entry in listing]).encode())
+        elif path.startswith(f"/api/models/{XT}"):
+            siblings = [
+                {"rfilename": e["path"], "size": e["size"], "blobId": e["oid"]}
+                | ({"lfs": {**e["lfs"], "sha256": e["lfs"]["oid"]}} if "lfs" in e else {})
+                for e in listing
+            ]
+            info = {"id": XT, "modelId": XT, "sha": REVISION, "siblings": siblings}
+            self._send(200, json.dumps(info).encode())
+        else:
+            self._send_file(path.removeprefix(f"/{XT}/resolve/{REVISION}/"), listing)
+
+    do_HEAD = do_GET
+
+    def _send_file(self, name: str, listing: list[dict[str, Any]]) -> None:
+        entry = next(entry for entry in listing if entry["path"] == name)
         if self.server.gated:
             self._send(403, b"", {"X-Error-Code": "GatedRepo"})
-            return
-        content = (self.server.folder / name).read_bytes()
-        headers = {"ETag": f'"{git_blob(content)}"', "X-Repo-Commit": REVISION}
-        start = int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
-        breaks = self.server.breaks_in == name
-        if breaks and start:
-            self._send(500, b"", {})
-            return
-        self.server.asked.append(f"{name} from {start}")
-        half = len(content) // 2 if breaks else None
-        self._send(206 if start else 200, content[start:], headers, half)
+        elif self.server.fails_at == name and self.command == "GET":
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        else:
+            if self.command == "GET":
+                self.server.asked.append(name)
+            etag = entry.get("lfs", entry)["oid"]
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION}
+            self._send(200, (self.server.folder / name).read_bytes(), headers)
 
-    def _send(
-        self, status: int, body: bytes, headers: dict[str, str], stop_after: int | None = None
-    ) -> None:
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body[:stop_after])
-        if stop_after:
-            self.close_connection = True
+        if self.command == "GET":
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def git_blob(content: bytes) -> str:
+def git_sha(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    svdnb.quiet()
-    folder = miniature.build(tmp_path_factory.mktemp("published"))
+def published(miniature_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the hub has: the miniature, the licence, and files that nobody needs."""
+    folder = Path(shutil.copytree(miniature_folder, tmp_path_factory.mktemp("hub") / "svd-xt"))
     (folder / "LICENSE.md").write_text("the licence")
     (folder / "svd_xt.safetensors").write_bytes(b"nobody needs this one")
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nor this one")
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub(published: Path) -> Iterator[Hub]:
     server = Hub(published)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -126,8 +128,13 @@ def hub(published: Path) -> Iterator[Hub]:
     server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def _as_new(hub: Hub, published: Path) -> None:
+    hub.folder, hub.gated, hub.fails_at, hub.asked = published, False, "", []
+
+
 def run(hub: Hub | None, *arguments: str | Path, accept: bool = True) -> tuple[int, str]:
-    """Exit code and everything that was said."""
+    """Return the exit code and everything that was printed."""
     where = f"http://127.0.0.1:{hub.server_port}" if hub else "http://127.0.0.1:9"
     command = [sys.executable, "-m", "svdnb", "prefetch", *map(str, arguments)]
     done = subprocess.run(
@@ -142,67 +149,73 @@ def run(hub: Hub | None, *arguments: str | Path, accept: bool = True) -> tuple[i
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Return the names of files, without those that the hub's client keeps for itself."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if not name.startswith(".cache/")}
 
 
-def test_a_whole_checkpoint_arrives_and_works_without_the_hub(hub: Hub, tmp_path: Path) -> None:
-    folder = tmp_path / "svd-xt"
+@pytest.fixture(scope="module")
+def downloaded(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with the download, and what was printed meanwhile."""
+    folder = tmp_path_factory.mktemp("downloaded") / "svd-xt"
     code, said = run(hub, "svd-xt", "--to", folder)
     assert code == 0, said
+    return folder, said
+
+
+@pytest.fixture
+def copy(downloaded: tuple[Path, str], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(downloaded[0], tmp_path / "copy"))
+
+
+def test_a_complete_checkpoint_arrives_and_nothing_else(downloaded: tuple[Path, str]) -> None:
+    folder, said = downloaded
     assert "Stability AI Community License" in said
     assert "1,000,000 US dollars" in said
     assert f"SVDNB_CHECKPOINT={folder}" in said
-    assert files(folder) == miniature.FILES | {"LICENSE.md", "Notice", prefetch.MANIFEST}
+    assert set(FILES) == miniature.FILES | {"LICENSE.md"}
+    assert files(folder) == {*FILES, "Notice", MANIFEST}
+    assert not (folder.parent / "model_index.json").exists()
     assert svdnb.checkpoint(folder).variant == "fp16"
-    # A seat's copy verifies itself: no hub, and no question about the licence.
-    seat = Path(shutil.copytree(folder, tmp_path / "seat"))
-    code, said = run(None, "svd-xt", "--to", seat, accept=False)
+
+
+def test_a_copy_verifies_itself_without_a_connection_and_without_a_question(copy: Path) -> None:
+    code, said = run(None, "svd-xt", "--to", copy, accept=False)
     assert code == 0, said
-    assert "whole and verified" in said
+    assert "complete and verified" in said
 
 
-def test_it_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
-    hub.folder = tmp_path / "large"  # the client writes ten MiB at a time
-    hub.folder.mkdir()
-    whole = 24 * 2**20
-    (hub.folder / LARGE).write_bytes(os.urandom(whole))
-    hub.breaks_in = LARGE
-    code, said = run(hub, "svd-xt", "--to", tmp_path / "new")
-    assert code == 4, said
-    assert "goes on where it stopped" in said
-    assert LARGE not in files(tmp_path / "new"), "half a file never has the whole one's name"
-    hub.breaks_in = ""
-    code, said = run(hub, "svd-xt", "--to", tmp_path / "new")
-    assert code == 0, said
-    assert [line for line in hub.asked if LARGE in line] == [
-        f"{LARGE} from 0",
-        f"{LARGE} from {10 * 2**20}",
-    ]
-    assert (tmp_path / "new" / LARGE).read_bytes() == (hub.folder / LARGE).read_bytes()
-    before = list(hub.asked)
-    assert run(hub, "svd-xt", "--to", tmp_path / "new")[0] == 0
-    assert hub.asked == before, "what is whole is not fetched again"
-
-
-def test_a_damaged_file_is_fetched_anew_and_only_that(hub: Hub, tmp_path: Path) -> None:
-    folder = tmp_path / "new"
-    run(hub, "svd-xt", "--to", folder)
-    content = bytearray((folder / UNET).read_bytes())
+def test_a_damaged_file_is_downloaded_again_and_only_that(hub: Hub, copy: Path) -> None:
+    content = bytearray((copy / UNET).read_bytes())
     content[-1] ^= 1
-    (folder / UNET).write_bytes(content)
-    hub.asked.clear()
-    code, said = run(None, "svd-xt", "--to", folder)
-    assert code == 4
-    assert "could not be fetched" in said
-    assert run(hub, "svd-xt", "--to", folder)[0] == 0
-    assert hub.asked == [f"{UNET} from 0"]
-    assert (folder / UNET).read_bytes() == (hub.folder / UNET).read_bytes()
+    (copy / UNET).write_bytes(content)
+    code, said = run(None, "svd-xt", "--to", copy)
+    assert code == 1
+    assert "could not be downloaded" in said
+    code, said = run(hub, "svd-xt", "--to", copy)
+    assert code == 0, said
+    assert hub.asked == [UNET]
+    assert (copy / UNET).read_bytes() == (hub.folder / UNET).read_bytes()
 
 
-def test_without_a_yes_nothing_is_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_files_that_have_arrived_are_kept_when_one_fails(hub: Hub, tmp_path: Path) -> None:
+    hub.fails_at = UNET
+    code, said = run(hub, "svd-xt", "--to", tmp_path / "new")
+    assert code == 1
+    assert "run the command again: files that have arrived are kept" in said
+    with pytest.raises(Error, match="Continue the download: python -m svdnb prefetch svd-xt"):
+        svdnb.checkpoint(tmp_path / "new")
+    first, hub.fails_at, hub.asked = set(hub.asked), "", []
+    code, said = run(hub, "svd-xt", "--to", tmp_path / "new")
+    assert code == 0, said
+    assert UNET in hub.asked
+    assert not first & set(hub.asked)
+
+
+def test_without_a_yes_nothing_is_downloaded(hub: Hub, tmp_path: Path) -> None:
     code, said = run(hub, "svd-xt", "--to", tmp_path / "new", accept=False)
-    assert code == 4
-    assert "The licence was not accepted, so nothing was fetched" in said
+    assert code == 1
+    assert "You did not accept the licence, so nothing was downloaded" in said
     assert not (tmp_path / "new").exists()
     assert hub.asked == []
 
@@ -210,95 +223,56 @@ def test_without_a_yes_nothing_is_fetched(hub: Hub, tmp_path: Path) -> None:
 def test_a_gated_repository_says_where_to_log_in(hub: Hub, tmp_path: Path) -> None:
     hub.gated = True
     code, said = run(hub, "svd-xt", "--to", tmp_path / "new")
-    assert code == 4
+    assert code == 1
     assert "hf auth login" in said
 
 
-def test_a_hub_without_the_weights_is_not_taken_for_whole(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_without_the_weights_is_not_taken_for_complete(hub: Hub, tmp_path: Path) -> None:
     hub.folder = tmp_path / "mirror"
     hub.folder.mkdir()
     (hub.folder / "model_index.json").write_text("{}")
     code, said = run(hub, "svd-xt", "--to", tmp_path / "new")
-    assert code == 4
-    assert "lists no weights in half precision" in said
+    assert code == 1
+    assert "does not list feature_extractor/preprocessor_config.json" in said
 
 
-def test_without_a_connection_the_next_step_is_told(tmp_path: Path) -> None:
-    code, said = run(None, "svd-xt", "--to", tmp_path / "new")
-    assert code == 4
-    assert "Look to the connection" in said
-
-
-def test_what_is_in_the_folder_is_never_overwritten(hub: Hub, tmp_path: Path) -> None:
+def test_a_folder_with_something_else_stays_as_it_is(copy: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine" / "model_index.json"
     mine.parent.mkdir()
     mine.write_text("{}")
-    code, said = run(hub, "svd-xt", "--to", mine.parent)
-    assert code == 4
-    assert "holds other files" in said
+    for name, folder in (("svd-xt", mine.parent), ("svd-xt", mine), ("svd", copy)):
+        with pytest.raises(Error, match="holds something else"):
+            prefetch(name, folder, lambda _: True)
     assert files(mine.parent) == {"model_index.json"}
     assert mine.read_text() == "{}"
-    assert run(hub, "svd-xt", "--to", mine) == (
-        4, f"Comparing sizes and hashes.\nsvdnb: {mine} is a file. Name a new folder, or an empty "
-        "one.\n",
-    )  # fmt: skip
-    run(hub, "svd-xt", "--to", tmp_path / "xt")
-    code, said = run(hub, "svd", "--to", tmp_path / "xt")
-    assert code == 4
-    assert f"holds {XT}" in said
 
 
-def listed(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    manifest = prefetch.Manifest(XT, REVISION, (prefetch.File("a.json", size, "0" * 40),))
-    monkeypatch.setattr(prefetch, "_listed", lambda _: manifest)
-
-
-def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_disk_that_is_too_small_is_told_before_the_download(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed(monkeypatch, 10**18)
-    with pytest.raises(CheckpointError, match=re.escape("on a larger disk")):
-        prefetch.prefetch("svd-xt", tmp_path / "new", lambda _: True)
-    assert not (tmp_path / "new").exists()
-
-
-def test_only_the_rest_of_a_file_needs_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = b"{" + b" " * 98 + b"}"
-    file = prefetch.File("a.json", len(content), git_blob(content))
-    monkeypatch.setattr(prefetch, "_listed", lambda _: prefetch.Manifest(XT, REVISION, (file,)))
+    manifest = json.loads((copy / MANIFEST).read_text())
+    monkeypatch.setattr(checkpoints, "_ask_hub", lambda *_: manifest)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-
-    def deliver(url: str, stream: BinaryIO, resume_size: int, **_: object) -> None:
-        stream.write(content[resume_size:])
-
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", deliver)
-    folder = tmp_path / "new"
-    with pytest.raises(CheckpointError, match="on a larger disk"):
-        prefetch.prefetch("svd-xt", folder, lambda _: True)
-    folder.mkdir()
-    manifest = {"hub_id": XT, "revision": REVISION, "files": [asdict(file)]}
-    (folder / prefetch.MANIFEST).write_text(json.dumps(manifest))
-    file.part(folder).write_bytes(content[:95])
-    assert prefetch.prefetch("svd-xt", folder, lambda _: True)
-    assert (folder / "a.json").read_bytes() == content
+    with pytest.raises(Error, match=re.escape("on a larger disk")):
+        prefetch("svd-xt", copy.parent / "new", lambda _: True)
+    assert not (copy.parent / "new").exists()
 
 
-def test_a_download_that_differs_from_what_the_hub_says_is_not_accepted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_download_that_differs_from_what_the_hub_said_is_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed(monkeypatch, 2)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    monkeypatch.setattr(checkpoints, "_ask_hub", lambda *_: manifest)
 
-    def deliver(url: str, stream: BinaryIO, **_: object) -> None:
-        stream.write(b"{}")
+    def deliver(*_: object, local_dir: Path, **__: object) -> None:
+        (local_dir / UNET).write_bytes(b"something else")
 
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", deliver)
-    with pytest.raises(CheckpointError, match="arrived damaged"):
-        prefetch.prefetch("svd-xt", tmp_path / "new", lambda _: True)
-    assert files(tmp_path / "new") == {"Notice", prefetch.MANIFEST}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", deliver)
+    (copy / UNET).unlink()
+    with pytest.raises(Error, match=f"{UNET} differs from what the hub announced"):
+        prefetch("svd-xt", copy, lambda _: True)
 
 
-def test_only_what_is_on_the_hub_can_be_fetched(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CheckpointError, match="Pocket SVD comes along"):
-        prefetch.prefetch("pocket", Path("new"), lambda _: True)
+def test_only_what_is_on_the_hub_can_be_downloaded() -> None:
+    with pytest.raises(Error, match="Pocket SVD is bundled"):
+        prefetch("pocket", Path("new"), lambda _: True)
