@@ -1,4 +1,4 @@
-"""Predictions and measurements drawn: where each GiB goes, and where each second."""
+"""Charts of predictions and measurements, each with a text alternative."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import base64
 import html
 import io
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
 from svdnb.memory.predict import KINDS, Prediction
-from svdnb.speed.benchmark import Benchmark, Roofline, StageTimes
+from svdnb.speed.benchmark import Benchmark
+from svdnb.speed.profile import Roofline, StageTimes
 
-_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-COLORS = ("#4c72b0", "#dd8452", "#9fc5a8")
+BLUE, ORANGE, GREEN = COLORS = ("#4c72b0", "#dd8452", "#9fc5a8")
+MARKERS = "osD^vXP*"
 
 
 class Chart:
-    """A picture with a text alternative: `alt` says in words what `svg` shows."""
+    """An SVG picture with a text alternative: `alt` says in words what `svg` shows."""
 
     def __init__(self, svg: bytes, alt: str) -> None:
         self.svg = svg
@@ -36,133 +38,128 @@ class Chart:
 
 
 def memory_timeline(prediction: Prediction, limit: float = 8) -> Chart:
-    """Draw what is alive on the GPU during each stage, with a line at `limit` GiB."""
-    figure, panels = _canvas(len(prediction.stages), (10, 2.8), sharey=True)
+    """Draw the memory of each stage over time, in GiB, with a line at `limit`."""
+    figure, panels = _canvas(len(prediction.stages), (10, 3), sharey=True)
     for panel, (name, stage) in zip(panels, prediction.stages.items(), strict=True):
         moments = np.arange(len(stage.timeline))
         panel.stackplot(moments, stage.timeline.T / 2**30, labels=KINDS, colors=COLORS)
-        panel.axhline(limit, color="black", linestyle="--", linewidth=1)
+        panel.axhline(limit, color="black", linestyle="--", linewidth=1, label=f"{limit:g} GiB")
+        panel.set(xticks=[], ylim=(0, None), xlabel="time")
         panel.set_title(f"{name}: {stage.peak / 2**30:.1f} GiB", fontsize=9)
-        panel.set_xticks([])
     panels[0].set_ylabel("GiB")
-    panels[0].legend(fontsize=8)
-    told = "; ".join(
+    figure.legend(*panels[0].get_legend_handles_labels(), ncols=4, **_ABOVE)
+    stages = "; ".join(
         f"{name}, {stage.peak / 2**30:.1f} GiB at most, of which weights "
         f"{stage.alive['weights'] / 2**30:.1f}"
         for name, stage in prediction.stages.items()
     )
-    return _chart(figure, f"Memory of each stage while time goes by. {told}.")
+    return _chart(
+        figure, f"Memory of each stage over time, with a line at {limit:g} GiB. {stages}."
+    )
 
 
 def memory_bars(predictions: Mapping[str, Prediction], limit: float = 8) -> Chart:
-    """Draw what is alive at the worst moment of each prediction, with a line at `limit` GiB."""
-    figure, (panel,) = _canvas(1, (9, 3.2))
-    worst = {
-        name: max(prediction.stages.items(), key=lambda stage: stage[1].peak)
-        for name, prediction in predictions.items()
-    }
-    bottom = np.zeros(len(worst))
-    for kind, color in zip(KINDS, COLORS, strict=True):
-        heights = np.array([stage.alive[kind] for _, stage in worst.values()]) / 2**30
-        panel.bar(list(worst), heights, bottom=bottom, label=kind, color=color)
-        bottom += heights
-    for name, height in zip(worst, bottom, strict=True):
-        label = f"{height:.1f} GiB\n{worst[name][0]}"
-        panel.text(name, height, label, ha="center", va="bottom", fontsize=8, bbox=_PAPER)
-    panel.axhline(limit, color="black", linestyle="--", linewidth=1, zorder=0.5)
-    panel.set_ylabel("GiB at the worst moment")
-    panel.margins(y=0.25)
-    panel.legend(fontsize=8)
-    told = "; ".join(
-        f"{name}: {stage.peak / 2**30:.1f} GiB, in the stage {where}"
-        for name, (where, stage) in worst.items()
-    )
-    return _chart(figure, f"Memory at the worst moment, with a line at {limit:g} GiB. {told}.")
+    """Draw the memory of each prediction at its peak, in GiB, with a line at `limit`."""
+    figure, (panel,) = _canvas(1, (9, 1.1 + 0.45 * len(predictions)))
+    told: list[str] = []
+    for label, prediction in predictions.items():
+        stage, peak = max(prediction.stages.items(), key=lambda item: item[1].peak)
+        left = 0.0
+        for kind, color in zip(KINDS, COLORS, strict=True):
+            width = peak.alive[kind] / 2**30
+            panel.barh(label, width, left=left, color=color, label=None if told else kind)
+            left += width
+        panel.text(left, label, f" {left:.1f} GiB, {stage}", va="center", fontsize=9, bbox=_PAPER)
+        told.append(f"{label}: {left:.1f} GiB, in the stage {stage}")
+    panel.axvline(limit, color="black", linestyle="--", linewidth=1, label=f"{limit:g} GiB")
+    _rows_from_zero(panel, "GiB at the peak")
+    figure.legend(ncols=4, **_ABOVE)
+    return _chart(figure, f"Memory at the peak, with a line at {limit:g} GiB. {'; '.join(told)}.")
 
 
 def speed_bars(result: Benchmark) -> Chart:
-    """Draw a benchmark: how many times as fast as the first label each one is, with its range."""
+    """Draw how many times as fast as the first label each one is, with 95% intervals."""
     figure, (panel,) = _canvas(1, (9, 0.7 + 0.4 * len(result.timings)))
-    ratios = {label: result.ratio(label) for label in result.timings}
-    for label, ratio in ratios.items():
-        panel.barh(label, ratio.value, color=COLORS[0])
+    told: list[str] = []
+    for label, timing in result.timings.items():
+        ratio = result.ratio(label)
+        panel.barh(label, ratio.value, color=BLUE)
         panel.plot([ratio.low, ratio.high], [label, label], color="black", linewidth=2)
-        text = f" {ratio.value:.2f}x, {result.timings[label].median:.2f} s"
-        panel.text(ratio.high, label, text, va="center", fontsize=9)
-    panel.invert_yaxis()
-    panel.margins(x=0.2)
+        text = f" {ratio.value:.2f}x, {timing.median:.2f} s"
+        panel.text(ratio.high, label, text, va="center", fontsize=9, bbox=_PAPER)
+        told.append(f"{label}: {ratio}")
     panel.axvline(1, color="black", linestyle="--", linewidth=1)
-    panel.set_xlabel("times as fast")
-    told = "; ".join(f"{label}: {ratio}" for label, ratio in ratios.items())
-    return _chart(figure, f"How many times as fast as the first one. {told}.")
+    _rows_from_zero(panel, "times as fast")
+    return _chart(figure, f"Speed compared with the first row. {'; '.join(told)}.")
 
 
 def stage_bars(stages: Mapping[str, StageTimes]) -> Chart:
-    """Draw where the seconds of a video go, a row for each pipeline, its steps side by side."""
-    figure, (panel,) = _canvas(1, (9, 0.9 + 0.45 * len(stages)))
-    for row, times in enumerate(stages.values()):
+    """Draw the seconds of each stage of a video: a row per pipeline, its steps side by side."""
+    figure, (panel,) = _canvas(1, (9, 1.1 + 0.45 * len(stages)))
+    for row, (label, times) in enumerate(stages.items()):
         parts = [
-            ("VAE encode, image encoder", [times.image_encoder + times.vae_encode], COLORS[2]),
-            ("UNet, step by step", times.steps, COLORS[0]),
-            ("VAE decode", [times.vae_decode], COLORS[1]),
+            ("VAE encode, image encoder", [times.image_encoder + times.vae_encode], GREEN),
+            ("UNet, step by step", times.steps, BLUE),
+            ("VAE decode", [times.vae_decode], ORANGE),
         ]
         left = 0.0
         for name, seconds, color in parts:
             for number, width in enumerate(seconds):
-                label = name if row == 0 and number == 0 else None
-                panel.barh(row, width, left=left, color=color, edgecolor="white", label=label)
+                legend = name if row == number == 0 else None
+                panel.barh(label, width, left=left, color=color, edgecolor="white", label=legend)
                 left += width
-    panel.set_yticks(range(len(stages)), list(stages))
-    panel.invert_yaxis()
-    panel.set_xlabel("seconds")
-    panel.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    _rows_from_zero(panel, "seconds")
+    figure.legend(ncols=3, **_ABOVE)
     told = "; ".join(f"{label}: {times}" for label, times in stages.items())
-    return _chart(figure, f"Where the seconds of a video go. {told}.")
+    return _chart(figure, f"Seconds of each stage of a video. {told}.")
 
 
 def roofline_chart(roof: Roofline, seconds: Mapping[str, float] | None = None) -> Chart:
-    """Draw a roofline: what each kind of operation reaches, under what this machine can do.
+    """Draw what each kind of operation reaches, under the peak of this machine (the roofline).
 
-    seconds: whole runs, as lines of their own.
+    seconds: of whole runs by label, each drawn as a line.
     """
     figure, (panel,) = _canvas(1, (9, 4))
-    x = np.geomspace(0.1, 1e4, 200)
-    panel.plot(x, np.minimum(x * roof.bandwidth / 1e12, roof.ceiling), color="black")
-    panel.text(1e4, roof.ceiling, f"{roof.ceiling:.3g} TFLOP/s ", ha="right", va="bottom")
+    peak = f"peak: {roof.ceiling:.3g} TFLOP/s, {roof.bandwidth / 1e9:.3g} GB/s"
+    intensities = np.geomspace(0.1, 1e4, 200)
+    limits = np.minimum(intensities * roof.bandwidth / 1e12, roof.ceiling)
+    panel.plot(intensities, limits, color="black", label=peak)
     whole = sum(work.seconds for work in roof.kinds.values())
-    for name, work in roof.kinds.items():
+    told: list[str] = []
+    for (name, work), marker in zip(roof.kinds.items(), cycle(MARKERS)):
+        text = f"{name}: {work.seconds / whole:.0%} of the time"
         if work.tflop:
-            at = (work.tflop * 1e12 / work.moved, work.tflop / work.seconds)
-            panel.scatter(*at, s=1500 * work.seconds / whole, color=COLORS[0], alpha=0.6)
-            panel.annotate(name, at, fontsize=9)
-    for label, took in (seconds or {}).items():
-        reached = roof.tflop / took
-        panel.axhline(reached, color=COLORS[1], linestyle="--", linewidth=1)
-        panel.text(0.1, reached, f" {label}: {roof.share(took):.0%}", va="bottom", fontsize=9)
-    panel.set(xscale="log", yscale="log", ylabel="TFLOP/s")
-    panel.set_xlabel("floating point operations for each byte that is read or written")
+            reached = work.tflop / work.seconds
+            text += f" at {reached / roof.ceiling:.0%} of the peak"
+            panel.scatter(work.tflop * 1e12 / work.moved, reached, 80, marker=marker, label=text)
+        told.append(text)
+    for (label, took), style in zip((seconds or {}).items(), cycle(["--", ":", "-."])):
+        text = f"{label}, whole: {roof.share(took):.0%} of the peak"
+        panel.axhline(roof.tflop / took, color="gray", linestyle=style, label=text)
+        told.append(text)
+    panel.set(xscale="log", yscale="log", ylabel="TFLOP/s", xlabel="operations per byte moved")
     panel.set_ylim(roof.ceiling / 300, roof.ceiling * 2)
-    runs = "; ".join(f"{name}, {roof.share(took):.0%}" for name, took in (seconds or {}).items())
-    kinds = "; ".join(
-        f"{name}, {work.seconds / whole:.0%} of the time at "
-        f"{work.tflop / work.seconds / roof.ceiling:.0%} of the ceiling"
-        for name, work in roof.kinds.items()
-        if work.seconds
-    )
-    return _chart(figure, f"Roofline. Kinds of operations: {kinds}. Whole runs: {runs or 'none'}.")
+    figure.legend(**_BESIDE)
+    return _chart(figure, f"Roofline, {peak}. {'; '.join(told)}.")
 
 
 def tradeoff(prices: Mapping[str, tuple[float, float]]) -> Chart:
     """Draw speed against quality: for each label, how many times as fast, and PSNR in dB."""
-    figure, (panel,) = _canvas(1, (8, 3.6))
-    for label, (ratio, psnr) in prices.items():
-        panel.scatter(ratio, psnr, color=COLORS[0])
-        panel.annotate(f" {label}", (ratio, psnr), fontsize=9, va="bottom")
-    panel.set_xlabel("times as fast")
-    panel.set_ylabel("PSNR to the exact frames, dB")
-    panel.margins(0.25)
-    told = "; ".join(f"{label}: {x:.2f}x at {y:.1f} dB" for label, (x, y) in prices.items())
-    return _chart(figure, f"Speed against quality. {told}.")
+    figure, (panel,) = _canvas(1, (9, 3.6))
+    told: list[str] = []
+    for (label, (ratio, psnr)), marker in zip(prices.items(), cycle(MARKERS)):
+        told.append(f"{label}: {ratio:.2f}x at {psnr:.1f} dB")
+        panel.scatter(ratio, psnr, 80, marker=marker, label=told[-1])
+    panel.set(xlabel="times as fast", ylabel="PSNR to the exact frames, dB")
+    panel.margins(0.15)
+    figure.legend(**_BESIDE)
+    return _chart(figure, f"Speed against quality. {'; '.join(told)}.")
+
+
+# Legends lie outside the axes, so that they cover nothing whatever is drawn.
+_ABOVE = {"loc": "outside upper center", "fontsize": 8, "frameon": False}
+_BESIDE = {"loc": "outside right upper", "fontsize": 8, "frameon": False}
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 
 
 def _canvas(panels: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
@@ -171,6 +168,14 @@ def _canvas(panels: int, size: tuple[float, float], **options: Any) -> tuple[Any
 
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(1, panels, squeeze=False, **options)[0]
+
+
+def _rows_from_zero(panel: Any, label: str) -> None:
+    """Finish a chart of horizontal bars: first row on top, axis from 0, room for the texts."""
+    panel.invert_yaxis()
+    panel.margins(x=0.25)
+    panel.set_xlim(left=0)
+    panel.set_xlabel(label)
 
 
 def _chart(figure: Any, alt: str) -> Chart:
