@@ -1,4 +1,4 @@
-"""The players, in a real browser: what a reader sees, presses and hears read out."""
+"""The players in a real browser: what a reader sees, presses and hears."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OpenPage = Callable[..., Page]
 
 
 def greys(frames: int = FRAMES) -> np.ndarray[Any, Any]:
-    """A clip whose brightness tells the frame's number."""
+    """A clip whose brightness encodes the frame number."""
     levels = np.arange(frames) / FRAMES
     return np.ones((frames, 64, 112, 3)) * levels[:, None, None, None]
 
@@ -57,7 +57,7 @@ def state(page: Page, name: str) -> list[Any]:
 
 
 def wait_for_frames(page: Page, *expected: int) -> None:
-    """Until the pictures on show, by their brightness, are these frames, counted from 1."""
+    """Wait until the videos show these frames, counted from 1, judging by brightness."""
     page.wait_for_function(
         f"""JSON.stringify([...document.querySelectorAll("video")].map((video) => {{
             const canvas = new OffscreenCanvas(4, 4).getContext("2d");
@@ -87,7 +87,7 @@ def test_show_fits_a_telephone(open_page: OpenPage) -> None:
 
 
 @pytest.mark.parametrize("shown", [show, lambda frames: compare({"a": frames})])
-def test_nothing_moves_by_itself_for_readers_who_want_less_motion(
+def test_nothing_starts_by_itself_for_readers_who_want_less_motion(
     open_page: OpenPage, shown: Callable[[Any], Player]
 ) -> None:
     page = open_page(shown(greys()).html, reduced_motion="reduce")
@@ -108,7 +108,7 @@ def test_without_scripts_each_video_keeps_its_own_controls(open_page: OpenPage) 
     assert page.get_by_role("button").count() == 0
 
 
-def test_a_video_out_of_sight_rests_until_it_is_seen(open_page: OpenPage) -> None:
+def test_a_video_out_of_sight_pauses_until_it_is_seen(open_page: OpenPage) -> None:
     page = open_page("<div style='height:3000px'></div>" + show(greys()).html)
     page.wait_for_timeout(300)
     assert state(page, "paused") == [True]
@@ -132,7 +132,7 @@ def test_compare_steps_every_video_by_one_frame_from_the_keyboard(open_page: Ope
     expect(page.get_by_role("status")).to_have_text("Frame 14 of 14")
 
 
-def test_keys_pressed_in_haste_are_all_counted(open_page: OpenPage) -> None:
+def test_keys_pressed_quickly_all_count(open_page: OpenPage) -> None:
     page = open_page(compare({"a": greys(), "b": greys()}).html)
     pause_at_first_frame(page)
     for _ in range(5):
@@ -212,7 +212,7 @@ def test_many_players_on_a_page_do_not_disturb_each_other(open_page: OpenPage) -
     assert not page.evaluate("Object.keys(window).filter(name => /svdnb|player/i.test(name))")
 
 
-def test_a_picture_stands_beside_the_videos(open_page: OpenPage) -> None:
+def test_a_picture_is_shown_beside_the_videos(open_page: OpenPage) -> None:
     page = open_page(compare({"start": Image.new("RGB", (112, 64), "teal"), "film": greys()}).html)
     picture = page.get_by_alt_text("Still picture: start")
     expect(picture).to_be_visible()

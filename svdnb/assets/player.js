@@ -1,8 +1,8 @@
 (id) => {
   "use strict";
-  const readerWantsCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const prefersReducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-  // A notebook may show the same output twice, so one id can stand for several players.
+  // A notebook may show one output twice, so several players can have the same id.
   for (const root of document.querySelectorAll(`#${id}:not([data-ready])`)) {
     root.dataset.ready = "true";
     const videos = [...root.querySelectorAll("video")];
@@ -11,9 +11,9 @@
     playInView(root, grid ? together(root, videos) : alone(videos[0]));
   }
 
-  // A notebook holds many players: those out of sight rest, and go on where they were.
+  // A notebook holds many players: those out of sight pause, and resume when they are seen.
   function playInView(root, player) {
-    let playWhenSeen = !readerWantsCalm;
+    let playWhenSeen = !prefersReducedMotion;
     new IntersectionObserver((entries) => {
       const seen = entries[entries.length - 1].isIntersecting;
       if (seen && playWhenSeen) {
@@ -38,7 +38,7 @@
     };
   }
 
-  // The longest video is the clock; the others follow it and hold their last frame.
+  // The longest video is the clock. The others follow it and hold their last frame.
   function together(root, videos) {
     const fpsOf = (video) => Number(video.dataset.fps);
     const secondsOf = (video) => Number(video.dataset.frames) / fpsOf(video);
@@ -46,7 +46,7 @@
     const fps = Math.max(...videos.map(fpsOf));
     const lastFrame = Math.round(secondsOf(clock) * fps) - 1;
     let playing = false;
-    let at = 0; // the frame on show, counted from 0
+    let at = 0; // the frame shown, counted from 0
 
     function play() {
       if (at === lastFrame) videos.forEach((video) => (video.currentTime = 0));
@@ -77,8 +77,8 @@
       paint();
     }
 
-    // One seek at a time, and a rest after each: where a second seek follows at once, Chromium
-    // now and then leaves the first one's picture standing.
+    // One seek at a time, with a pause after each: if a second seek follows at once, Chromium
+    // sometimes keeps showing the frame of the first.
     const busy = new Set();
     function settle(video) {
       const lastMiddle = secondsOf(video) - 0.5 / fpsOf(video);
@@ -89,7 +89,7 @@
       busy.add(video);
       video.currentTime = due;
     }
-    function rest(video) {
+    function settleLater(video) {
       setTimeout(() => {
         busy.delete(video);
         settle(video);
@@ -148,7 +148,7 @@
       video.controls = false;
       video.loop = false;
       video.addEventListener("click", toggle);
-      video.addEventListener("seeked", () => rest(video));
+      video.addEventListener("seeked", () => settleLater(video));
     }
     clock.addEventListener("ended", () => playing && play());
     clock.addEventListener("pause", () => playing && !clock.ended && pause()); // a media key
