@@ -110,8 +110,8 @@ def test_not_a_number_is_never_right() -> None:
     ("frames", "image", "words"),
     [
         ([moving(1)], STILL, r"frames\[0\]"),
-        (moving(1), STILL.resize((32, 32)), "load_image"),
-        ([frame.resize((32, 32)) for frame in moving(1)], STILL, "`width` and `height`"),
+        (moving(1), STILL.resize((32, 32)), "the picture is 32x32, frame 1 64x48"),
+        ([frame.resize((32, 32)) for frame in moving(1)], STILL, "frame 1 32x32"),
         (moving(1)[:3], STILL, "num_frames"),
         (moving(1), STILL.transpose(Image.Transpose.ROTATE_180), "does not look like"),
     ],
@@ -124,7 +124,6 @@ def test_same_video_allows_rounding_only() -> None:
     one = moving(1)
     check.same_video(one, [frame.point(lambda level: min(255, level + 1)) for frame in one])
     expect_miss("generator", check.same_video, one, moving(2))
-    expect_miss("same length", check.same_video, one, one[:4])
 
 
 def test_the_length_of_a_file(tmp_path: Path) -> None:
@@ -140,7 +139,7 @@ def test_the_length_of_a_file(tmp_path: Path) -> None:
 def test_when_compiling_pays_off(truth: float) -> None:
     result: Any = SimpleNamespace(break_even=lambda label, to: truth)
     check.pays_off(truth, result)
-    expect_miss("means never" if truth == float("inf") else "too few", check.pays_off, 2, result)
+    expect_miss("too few", check.pays_off, 2, result)
 
 
 def test_a_bargain_is_cheap_and_close() -> None:

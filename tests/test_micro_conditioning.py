@@ -36,7 +36,7 @@ def effect_in_notebook(number: str) -> bool:
     for cell in style.code_cells(style.read(notebook)):
         if any(f'sweep("{other}"' in cell.source for other in EFFECTS if other != number):
             continue
-        if "plot(" in cell.source and f'"{number}"' not in cell.source and "means" in cell.source:
+        if "means = plot(" in cell.source and f'"{number}"' not in cell.source:
             continue
         exec(TransformerManager().transform_cell(cell.source), names)
         if "def sweep" in cell.source:

@@ -175,7 +175,8 @@ def test_the_preview_approaches_the_video(pocket_pipe: Any) -> None:
 
         frames = generate(pocket_pipe, picture, settings, on_progress=watch)
     assert len(looks[0]) == 1, "nothing is known after one step"
-    small = [Image.fromarray(frame).resize((28, 16)) for frame in pixels(frames)]
+    height, width = looks[-1].shape[1:3]
+    small = [Image.fromarray(frame).resize((width, height)) for frame in pixels(frames)]
     errors = [np.abs(look.astype(float) - array(small)).mean() for look in looks[1:]]
     assert errors[-1] < errors[0]
     assert errors[-1] < 12, "levels of 255: the preview shows what the video will be"

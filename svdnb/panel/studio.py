@@ -36,16 +36,19 @@ from svdnb.videos import encode, pixels
 if TYPE_CHECKING:
     from diffusers import StableVideoDiffusionPipeline
 
-SLIDERS = (
-    "motion_bucket_id",
-    "fps",
-    "noise_aug_strength",
-    "seed",
-    "num_inference_steps",
-    "num_frames",
-    "decode_chunk_size",
-)
-"""Controls that hold one number each. Their names are those of `VideoSettings`."""
+SLIDERS: dict[str, tuple[Any, ...]] = {
+    "motion_bucket_id": ("Motion bucket id", "how much should move", 0, 255),
+    "fps": ("fps", "how close in time the frames should be", 1, 40),
+    "noise_aug_strength": ("Noise strength", "more noise gives more freedom", 0, 0.5, 0.005, 3),
+    "num_inference_steps": ("Steps", "denoising steps", 2, 50),
+    "num_frames": ("Frames", "length of the video", 2, None),
+    "guidance": ("Guidance", "push towards the picture, from first to last frame", 1, 8, 0.25, 2),
+    "decode_chunk_size": ("Decode chunk", "fewer frames at once need less memory", 1, None),
+}
+"""Text, purpose, minimum, maximum (None: the checkpoint's frames), step and digits of each slider.
+
+The names are those of `VideoSettings`, except for guidance, which is a range.
+"""
 
 _PANELS: weakref.WeakKeyDictionary[Any, Studio] = weakref.WeakKeyDictionary()
 
@@ -106,19 +109,18 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def settings(self) -> VideoSettings:
         """Return the settings that the controls show."""
-        low, high = self.guidance.value
-        numbers = {name: getattr(self, name).value for name in SLIDERS}
-        numbers["noise_aug_strength"] = round(self.noise_aug_strength.value, 4)
-        return VideoSettings.of(
-            self._checkpoint, min_guidance_scale=low, max_guidance_scale=high, **numbers
-        )
+        numbers = {name: slider.value for name, slider in self._sliders.items()}
+        low, high = numbers.pop("guidance")
+        numbers |= {"min_guidance_scale": low, "max_guidance_scale": high, "seed": self.seed.value}
+        numbers["noise_aug_strength"] = round(numbers["noise_aug_strength"], 4)
+        return VideoSettings.of(self._checkpoint, **numbers)
 
     def use(self, card: Card) -> None:
         """Set all controls as they were for this video."""
         settings, start = card.video.settings, card.video.start
-        for name in SLIDERS:
-            getattr(self, name).value = getattr(settings, name)
-        self.guidance.value = (settings.min_guidance_scale, settings.max_guidance_scale)
+        for name, value in _values(settings).items():
+            self._sliders[name].value = value
+        self.seed.value = settings.seed
         if start.is_example:
             self.example.value = start.source
         else:
@@ -177,46 +179,23 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _build_settings(self) -> widgets.Widget:
         usual = VideoSettings.of(self._checkpoint)
-        frames = usual.num_frames
-        self.motion_bucket_id = slider(
-            "Motion bucket id", "how much should move", usual.motion_bucket_id, 0, 255
-        )
-        self.fps = slider("fps", "how close in time the frames should be", usual.fps, 1, 40)
-        about = "noise added to the picture: more noise, more freedom"
-        self.noise_aug_strength = slider(
-            "Noise strength", about, usual.noise_aug_strength, 0, 0.5, step=0.005, digits=3
-        )
+        self._sliders = {}
+        for name, value in _values(usual).items():
+            text, about, low, high, *more = SLIDERS[name]
+            self._sliders[name] = slider(text, about, value, low, high or usual.num_frames, *more)
+            setattr(self, name, self._sliders[name])
         self.seed = widgets.BoundedIntText(
             usual.seed, min=0, max=2**32 - 1, description="Seed", tooltip="chooses the random noise"
         )
-        self.dice = button("Roll", self._on_dice, "a new seed", icon="random")
-        steps = usual.num_inference_steps
-        self.num_inference_steps = slider("Steps", "denoising steps", steps, 2, 50)
-        self.num_frames = slider("Frames", "length of the video", frames, 2, frames)
-        about = "push towards the picture, in the first and in the last frame"
-        scales = (usual.min_guidance_scale, usual.max_guidance_scale)
-        self.guidance = slider("Guidance", about, scales, 1, 8, step=0.25, digits=2)
-        chunk = min(usual.decode_chunk_size, frames)
-        about = "frames decoded at once: fewer need less memory"
-        self.decode_chunk_size = slider("Decode chunk", about, chunk, 1, frames)
         self.fps.add_class("svdnb-fps")
         self.noise_aug_strength.add_class("svdnb-noise")
+        for widget in (self.seed, *self._sliders.values()):
+            widget.observe(self._on_numbers, "value")
+        self.dice = button("Roll", self._on_dice, "a new seed", icon="random")
         self.remarks = widgets.HTML()
-        for name in (*SLIDERS, "guidance"):
-            getattr(self, name).observe(self._on_numbers, "value")
-        return group(
-            "Settings",
-            self.motion_bucket_id,
-            self.fps,
-            self.noise_aug_strength,
-            widgets.HBox([self.seed, self.dice]),
-            self.num_inference_steps,
-            self.num_frames,
-            self.guidance,
-            self.decode_chunk_size,
-            widgets.HTML(line("The green part of a slider is the usual range.")),
-            self.remarks,
-        )
+        legend = widgets.HTML(line("The green part of a slider is the usual range."))
+        seed = widgets.HBox([self.seed, self.dice])
+        return group("Settings", *self._sliders.values(), seed, legend, self.remarks)
 
     def _build_video(self) -> widgets.Widget:
         self.generate_button = button("Generate", lambda _: self.generate(), icon="play")
@@ -316,7 +295,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.remarks.value = "".join(map(line, remarks))
 
     def _on_dice(self, _: Any) -> None:
-        # Not random.randrange, which would ignore no random.seed() of the learner's.
+        # SystemRandom, so that the learner's own random.seed() keeps its effect elsewhere.
         self.seed.value = random.SystemRandom().randint(0, 9999)
 
     def _on_stop(self, _: Any) -> None:
@@ -347,6 +326,12 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def _refresh_cards(self) -> None:
         """Show the newest video large and the others below."""
         self.latest.children, self.gallery.children = self.cards[:1], self.cards[1:]
+
+
+def _values(settings: VideoSettings) -> dict[str, Any]:
+    """Return what the sliders show for these settings."""
+    guidance = (settings.min_guidance_scale, settings.max_guidance_scale)
+    return {name: getattr(settings, name, guidance) for name in SLIDERS}
 
 
 def _remarks(settings: VideoSettings, trained_frames: int) -> list[str]:
