@@ -38,7 +38,7 @@ def test_the_cable_is_out(cable_out: CableOut) -> None:
     [
         (["animate", "boat", "--steps", "2"], "Saved"),
         (["doctor"], "A video can be made here"),
-        (["fit", "--vram", "24"], "svdnb.apply(pipe, settings)"),
+        (["fit", "--vram", "24"], "export_to_video(frames"),
     ],
     ids=["animate", "doctor", "fit"],
 )
@@ -52,5 +52,5 @@ def test_a_command_works(cable_out: CableOut, command: list[str], said: str) -> 
 def test_svd_xt_says_what_it_needs(cable_out: CableOut) -> None:
     done = python(cable_out, "-m", "svdnb", "animate", "boat", "--checkpoint", "svd-xt")
     assert done.returncode == 1
-    assert "python -m svdnb prefetch svd-xt --to DIR" in done.stderr
+    assert "python -m svdnb prefetch svd-xt --to FOLDER" in done.stderr
     assert "Traceback" not in done.stderr
