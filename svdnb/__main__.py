@@ -77,13 +77,11 @@ def animate(options: argparse.Namespace) -> int:
     clip = encode(frames, settings.fps)
     path = clip.write(options.output or _default_output(options.picture))
     seconds = time.perf_counter() - start
-    size = (settings.width, settings.height)
-    enlarged = (
-        "" if size == (clip.width, clip.height) else f", enlarged to {clip.width}x{clip.height}"
-    )
+    made, written = (f"{video.width}x{video.height}" for video in (settings, clip))
+    enlarged = "" if made == written else f", enlarged to {written}"
     print(
         f"Saved {path.resolve()}\n"
-        f"{len(frames)} frames of {size[0]}x{size[1]} pixels at {settings.fps} fps: "
+        f"{len(frames)} frames of {made} pixels at {settings.fps} fps: "
         f"{len(frames) / settings.fps:.1f} s of video{enlarged}\n"
         f"Made in {seconds:.0f} s by {checkpoint.description}"
     )
@@ -117,9 +115,7 @@ def fit(options: argparse.Namespace) -> int:
     """Print the fastest settings that fit a GPU, what each of them saves, and code to paste."""
     if (options.width is None) != (options.height is None):
         return _complain("--width and --height go together: give both, or none.", USAGE)
-    print(
-        "Running the model without weights. The first time takes up to a minute.", file=sys.stderr
-    )
+    print("Running the model without weights: up to a minute the first time.", file=sys.stderr)
     found = svdnb.fit_memory(
         options.vram or "auto",
         options.checkpoint,

@@ -383,9 +383,9 @@ def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> bool:
             f"{name!r} cannot be downloaded. Name 'svd' or 'svd-xt'; Pocket SVD is bundled."
         )
     known = _read_manifest(folder, HUB[name])
-    if known and not _wrong_files(known, folder):
-        return False
     try:
+        if known and not _wrong_files(known, folder):
+            return False
         manifest = _ask_hub(HUB[name], known.get("revision"))
         _require_room(folder, sum(file["size"] for file in _wrong_files(manifest, folder)))
         if not accepts(LICENCE.format(hub_id=HUB[name])):

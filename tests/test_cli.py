@@ -235,13 +235,20 @@ def test_help_and_version_tell_what_one_needs(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == f"svdnb {svdnb.__version__}\n"
 
 
-def test_fit_prints_what_each_setting_saves_and_code(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--vram", "0.57", "--checkpoint", "pocket"]) == 0
-    out, err = capsys.readouterr()
-    table, code = out.split("\n\nimport torch\n")
-    assert table.splitlines()[1].startswith("plain pipeline")
-    assert "layerwise_decode=" in table
-    assert "0.57 GiB" in table
-    compile(code, "pasted", "exec")
-    assert "from_pretrained" in code
-    assert "first time" in err
+def test_fit_prints_what_each_setting_saves_and_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fit:
+        code = "import torch\n"
+
+        def __init__(self, *wanted: object, **more: object) -> None:
+            self.wanted = (*wanted, *more.values())
+
+        def __str__(self) -> str:
+            return f"fits: {self.wanted}"
+
+    monkeypatch.setattr(svdnb, "fit_memory", Fit)
+    size = ["--width", "512", "--height", "320"]
+    assert main(["fit", "--vram", "5.5", "--checkpoint", "svd", *size, "--steps", "9"]) == 0
+    fit = "fits: (5.5, 'svd', None, (512, 320), 9)"
+    assert capsys.readouterr().out == f"{fit}\n\nimport torch\n"
