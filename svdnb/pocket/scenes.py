@@ -1,12 +1,12 @@
-"""The world Pocket SVD learned from: drawn scenes and slow camera moves, endless and exactly known.
+"""Draw the clips that Pocket SVD learns from: simple scenes whose motion is known exactly.
 
-A scene is a still background with a few things that move over it. What moves, and where to, can be
-read from the picture (rockets rise, boats sail towards their bow, clouds drift to the right, and a
-picture where nothing can move is slowly approached by the camera), so a model can learn it from the
-picture alone. Only details are chance: a little speed, a little direction, where the camera aims.
+A scene is a still background with things that move over it, or a picture that the camera slowly
+approaches. What moves, where to and how fast can be read from the picture: rockets rise, boats and
+planes go where they point, balloons rise and drift, clouds drift to the right.
 
-Lengths are in picture heights, positions in (right, down) from the top left corner. `travel` says
-how far along its path everything is: a clip of full motion at 7 fps goes from 0 to `FULL`.
+Lengths are in picture heights, positions are (right, down) from the top left corner. `travel` is
+the share of its way that everything has gone: a clip at motion bucket 255 and 7 fps goes from 0 to
+1.
 """
 
 from __future__ import annotations
@@ -17,106 +17,144 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = (112, 64)
 NUM_FRAMES = 14
 REFERENCE_FPS = 7
 OVERSAMPLING = 2
-FULL = 0.6
-ZOOM = 0.42  # ln of the camera's magnification at travel 1
+ZOOM = 0.2
+"""Natural logarithm of the camera's magnification at travel 1."""
+WAYS = {
+    "rocket": (0.0, -0.25),
+    "boat": (0.3, 0.0),
+    "balloon": (0.08, -0.22),
+    "plane": (0.32, -0.02),
+    "clouds": (0.16, 0.0),
+}
+"""How far each kind of thing goes at travel 1; boats and planes may go the other way."""
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
 Rng = np.random.Generator
+Frames = NDArray[np.uint8]
 
 
 @dataclass
 class Layer:
-    """One thing that moves: a picture with transparency, and its way per unit of travel."""
+    """A thing that moves: an RGBA picture of the whole scene, and its way at travel 1."""
 
     image: Image.Image
     way: Point
 
+    def at(self, travel: float) -> Image.Image:
+        """The layer moved along its way, as RGBA."""
+        dx, dy = (way * self.image.height * travel for way in self.way)
+        return self.image.transform(
+            self.image.size,
+            Image.Transform.AFFINE,
+            (1, 0, -dx, 0, 1, -dy),
+            Image.Resampling.BILINEAR,
+        )
+
 
 @dataclass
 class Scene:
-    """A background, what moves over it, and what stands still in front of it."""
+    """A background and the layers that move over it, or a picture that the camera approaches.
 
-    name: str
+    kind: a name in `KINDS`, "photo" or "leaves". thing: the layer that the scene is about, the last
+    one to be drawn. center: where the middle of the thing is at travel 0, in picture heights.
+    """
+
+    kind: str
     background: Image.Image
     layers: list[Layer] = field(default_factory=list)
-    foreground: Image.Image | None = None
+    thing: Layer | None = None
+    center: Point = (0.0, 0.0)
     zoom: float = 0.0
-    aim: Point = (0.5, 0.5)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of a frame in pixels."""
+        width, height = self.background.size
+        return width // OVERSAMPLING, height // OVERSAMPLING
 
     def frame(self, travel: float) -> Image.Image:
-        """The scene at `travel`, an RGB picture of the size it was built for."""
+        """Draw the scene at `travel`, as an RGB picture."""
         canvas = self.background
-        if self.layers:
-            canvas = canvas.copy()
-            for layer in self.layers:
-                dx, dy = (way * canvas.height * travel for way in layer.way)
-                shifted = layer.image.transform(
-                    canvas.size,
-                    Image.Transform.AFFINE,
-                    (1, 0, -dx, 0, 1, -dy),
-                    Image.Resampling.BILINEAR,
-                )
-                canvas.paste(shifted, mask=shifted.getchannel("A"))
-            if self.foreground is not None:
-                canvas.paste(self.foreground, mask=self.foreground.getchannel("A"))
-        size = (canvas.width // OVERSAMPLING, canvas.height // OVERSAMPLING)
-        if not self.zoom:
-            return canvas.resize(size, Image.Resampling.BOX)
-        kept = math.exp(-self.zoom * travel)
-        left, top = (a * side * (1 - kept) for a, side in zip(self.aim, canvas.size, strict=True))
-        box = (left, top, left + kept * canvas.width, top + kept * canvas.height)
-        return canvas.resize(size, Image.Resampling.BICUBIC, box=box)
+        if self.zoom:
+            kept = math.exp(-self.zoom * travel)
+            left, top = (side * (1 - kept) / 2 for side in canvas.size)
+            box = (left, top, canvas.width - left, canvas.height - top)
+            return canvas.resize(self.size, Image.Resampling.BICUBIC, box=box)
+        canvas = canvas.copy()
+        for layer in [*self.layers, *([self.thing] if self.thing else [])]:
+            moved = layer.at(travel)
+            canvas.paste(moved, mask=moved.getchannel("A"))
+        return canvas.resize(self.size, Image.Resampling.BOX)
 
-    def still_mask(self) -> np.ndarray:
-        """Where nothing moves in a clip of full motion: booleans of shape (height, width).
+    def thing_mask(self, travel: float) -> NDArray[np.floating]:
+        """Coverage of the thing at `travel`, (height, width) in [0, 1]; zeros without a thing."""
+        if self.thing is None:
+            return np.zeros(self.size[::-1], np.float32)
+        alpha = self.thing.at(travel).getchannel("A").resize(self.size, Image.Resampling.BOX)
+        return np.asarray(alpha, np.float32) / 255
+
+    def still_mask(self) -> NDArray[np.bool_]:
+        """Where nothing moves up to a travel of 1.4, as booleans (height, width).
 
         Pixels within two of anything that passes are left out. All False where the camera moves.
         """
-        width, height = (side // OVERSAMPLING for side in self.background.size)
         if self.zoom:
-            return np.zeros((height, width), bool)
-        clip = np.stack(
-            [np.asarray(self.frame(t), np.int16) for t in np.linspace(0, 1.4 * FULL, 29)]
+            return np.zeros(self.size[::-1], bool)
+        frames = np.stack([np.asarray(self.frame(t), np.int16) for t in np.linspace(0, 1.4, 29)])
+        moved = (np.abs(frames - frames[0]).max(axis=(0, 3)) > 0).astype(np.uint8) * 255
+        still: NDArray[np.bool_] = (
+            np.asarray(Image.fromarray(moved).filter(ImageFilter.MaxFilter(5))) == 0
         )
-        moved = (np.abs(clip - clip[0]).max(axis=(0, 3)) > 0).astype(np.uint8) * 255
-        grown = Image.fromarray(moved).filter(ImageFilter.MaxFilter(5))
-        still: np.ndarray = np.asarray(grown) == 0
         return still
+
+    def description(self) -> NDArray[np.float32]:
+        """What a caption would say, as numbers: the kind (one-hot), the thing's place and its way.
+
+        Pocket's image encoder learns to read these from the picture, as CLIP learned from captions.
+        """
+        kind = self.kind if self.kind in WAYS else "approach"
+        one_hot = [float(kind == name) for name in (*WAYS, "approach")]
+        way = self.thing.way if self.thing else (0.0, 0.0)
+        return np.array([*one_hot, *self.center, *way], np.float32)
+
+
+def travel_step(motion: float, fps: float) -> float:
+    """Travel between two frames: proportional to motion in [0, 1], and to the time between them."""
+    return motion * REFERENCE_FPS / fps / (NUM_FRAMES - 1)
 
 
 def clip(
     scene: Scene, motion: float, fps: float = REFERENCE_FPS, num_frames: int = NUM_FRAMES
-) -> np.ndarray:
-    """Draw a clip of a scene: uint8 frames of shape (num_frames, height, width, 3).
+) -> Frames:
+    """Draw a clip: uint8 frames (num_frames, height, width, 3).
 
-    `motion` in [0, 1] is `motion_bucket_id / 255`. Speed in the world is proportional to it; a
-    camera that takes more frames a second sees less of the way between two frames.
+    motion is `motion_bucket_id / 255`.
     """
-    step = FULL * motion * REFERENCE_FPS / fps / (NUM_FRAMES - 1)
+    step = travel_step(motion, fps)
     return np.stack([np.asarray(scene.frame(step * k)) for k in range(num_frames)])
 
 
-def draw_scene(rng: Rng, size: tuple[int, int] = SIZE, name: str | None = None) -> Scene:
-    """A random scene of `size` (width, height), of the kind `name` or of any kind in `KINDS`."""
-    name = name or str(rng.choice(list(KINDS)))
-    return KINDS[name](rng, size)
+def draw_scene(rng: Rng, size: tuple[int, int] = SIZE, kind: str | None = None) -> Scene:
+    """Draw a random scene of `size` (width, height), of one kind in `KINDS` or of any."""
+    kind = kind or str(rng.choice(list(KINDS)))
+    return KINDS[kind](rng, size)
 
 
-def approach(picture: Image.Image, rng: Rng, name: str = "photo") -> Scene:
-    """The camera slowly approaches a picture, given at `OVERSAMPLING` times the clip's size."""
-    aim = tuple(np.clip(rng.normal(0.5, 0.08, 2), 0.3, 0.7))
-    return Scene(name, picture.convert("RGB"), zoom=ZOOM * rng.uniform(0.85, 1.15), aim=aim)
+def approach(picture: Image.Image, kind: str = "photo") -> Scene:
+    """The camera approaches a picture, given at `OVERSAMPLING` times the size of the clip."""
+    return Scene(kind, picture.convert("RGB"), zoom=ZOOM)
 
 
 def dead_leaves(rng: Rng, size: tuple[int, int] = SIZE) -> Image.Image:
-    """A picture with the statistics of photographs: shapes of all sizes that hide one another.
+    """Draw a picture with the statistics of photographs: shapes of all sizes, overlapping.
 
     Source: Lee, Mumford and Huang, "Occlusion Models for Natural Images" (2001).
     """
@@ -147,163 +185,84 @@ def dead_leaves(rng: Rng, size: tuple[int, int] = SIZE) -> Image.Image:
 
 
 def _rocket(rng: Rng, size: tuple[int, int]) -> Scene:
-    background, foreground = _sky(rng, size), _transparent(size)
-    _hills(foreground, rng, top=rng.uniform(0.72, 0.86), layers=1)
-    length, x = rng.uniform(0.34, 0.5), rng.uniform(0.3, 0.7) * size[0] / size[1]
-    y, w = rng.uniform(0.6, 0.76), length * rng.uniform(0.13, 0.17)
-    body, trim = _near((232, 232, 236), rng, 22), _vivid(rng)
+    background = _sky(rng, size)
+    _hills(background, rng, top=rng.uniform(0.72, 0.86), layers=1)
+    length = rng.uniform(0.36, 0.46)
+    x, y = rng.uniform(0.25, 0.75) * size[0] / size[1], rng.uniform(0.74, 0.8)
+    w = rng.uniform(0.13, 0.17)
     image = _transparent(size)
-    pen = _Pen(image)
-    flame = length * rng.uniform(0.25, 0.4)
-    pen.polygon([(x - w * 0.7, y), (x, y + flame), (x + w * 0.7, y)], (255, 150, 30))
-    pen.polygon([(x - w * 0.35, y), (x, y + flame * 0.6), (x + w * 0.35, y)], (255, 235, 120))
-    pen.polygon(
-        [(x - w, y - length * 0.3), (x - 2 * w, y), (x + 2 * w, y), (x + w, y - length * 0.3)], trim
-    )
-    pen.polygon(
-        [
-            (x - w, y),
-            (x - w, y - length * 0.65),
-            (x, y - length),
-            (x + w, y - length * 0.65),
-            (x + w, y),
-        ],
-        body,
-    )
-    pen.polygon(
-        [(x - w * 0.85, y - length * 0.72), (x, y - length), (x + w * 0.85, y - length * 0.72)],
-        trim,
-    )
-    pen.disc((x, y - length * 0.5), w * 0.5, _near((70, 120, 170), rng, 25))
-    rise = rng.uniform(0.38, 0.5)
-    layers = [*_clouds(rng, size, 2), Layer(image, (rng.normal(0, 0.03), -rise))]
-    return Scene("rocket", background, layers, foreground)
+    pen = _Pen(image, (x, y), length)
+    body, trim = _near((232, 232, 236), rng, 22), _vivid(rng)
+    flame = rng.uniform(0.25, 0.4)
+    pen.polygon([(-w * 0.7, 0), (0, flame), (w * 0.7, 0)], (255, 150, 30))
+    pen.polygon([(-w * 0.35, 0), (0, flame * 0.6), (w * 0.35, 0)], (255, 235, 120))
+    pen.polygon([(-w, -0.3), (-2 * w, 0), (2 * w, 0), (w, -0.3)], trim)
+    pen.polygon([(-w, 0), (-w, -0.65), (0, -1), (w, -0.65), (w, 0)], body)
+    pen.polygon([(-w * 0.85, -0.72), (0, -1), (w * 0.85, -0.72)], trim)
+    pen.ellipse((0, -0.5), (w * 0.5, w * 0.5), _near((70, 120, 170), rng, 25))
+    thing = Layer(image, WAYS["rocket"])
+    return Scene("rocket", background, _clouds(rng, size, 1), thing, (x, y - length / 2))
 
 
 def _boat(rng: Rng, size: tuple[int, int]) -> Scene:
     background = _sky(rng, size, stars=False)
-    width = size[0] / size[1]
     horizon = rng.uniform(0.5, 0.66)
     _hills(background, rng, top=horizon - 0.06, layers=1, bottom=horizon)
     _sea(background, rng, horizon)
     bow = 1 if rng.random() < 0.5 else -1
     length = rng.uniform(0.42, 0.6)
-    x = width * (0.5 - bow * rng.uniform(0.1, 0.25))
+    x = size[0] / size[1] * (0.5 - bow * rng.uniform(0.1, 0.25))
     y = horizon + rng.uniform(0.1, 0.24)
     image = _transparent(size)
-    pen = _Pen(image)
+    pen = _Pen(image, (x, y), length, bow)
     hull, sail = _near((120, 60, 45), rng, 40), _near((246, 242, 232), rng, 14)
-    half, deck, mast = length / 2, length * 0.2, y - length * 0.95
-    pen.polygon(
-        [
-            (x - bow * half * 0.8, y - deck),
-            (x + bow * half * 1.15, y - deck * 1.1),
-            (x + bow * half * 0.7, y),
-            (x - bow * half * 0.65, y),
-        ],
-        hull,
-    )
-    pen.line([(x, y - deck), (x, mast)], (70, 50, 40), length * 0.035)
-    pen.polygon(
-        [
-            (x + bow * 0.03, mast + 0.02),
-            (x + bow * half, y - deck * 1.4),
-            (x + bow * 0.03, y - deck * 1.4),
-        ],
-        sail,
-    )
-    pen.polygon(
-        [
-            (x - bow * 0.03, mast + 0.08),
-            (x - bow * half * 0.7, y - deck * 1.4),
-            (x - bow * 0.03, y - deck * 1.4),
-        ],
-        _vivid(rng),
-    )
-    way = (bow * rng.uniform(0.55, 0.75), rng.normal(0, 0.01))
-    return Scene("boat", background, [*_clouds(rng, size, 2), Layer(image, way)])
+    pen.polygon([(-0.4, -0.2), (0.58, -0.22), (0.35, 0), (-0.33, 0)], hull)
+    pen.line([(0, -0.2), (0, -0.95)], (70, 50, 40), 0.035)
+    pen.polygon([(0.06, -0.91), (0.5, -0.28), (0.06, -0.28)], sail)
+    pen.polygon([(-0.06, -0.8), (-0.35, -0.28), (-0.06, -0.28)], _vivid(rng))
+    thing = Layer(image, (bow * WAYS["boat"][0], 0.0))
+    return Scene("boat", background, _clouds(rng, size, 2), thing, (x, y - length / 2))
 
 
 def _balloon(rng: Rng, size: tuple[int, int]) -> Scene:
-    background, foreground = _sky(rng, size, stars=False), _transparent(size)
-    _hills(foreground, rng, top=rng.uniform(0.74, 0.86), layers=2)
-    radius, x = rng.uniform(0.15, 0.21), rng.uniform(0.25, 0.7) * size[0] / size[1]
-    y = rng.uniform(0.42, 0.56)
+    background = _sky(rng, size, stars=False)
+    _hills(background, rng, top=rng.uniform(0.74, 0.86), layers=2)
+    radius = rng.uniform(0.14, 0.19)
+    x, y = rng.uniform(0.22, 0.72) * size[0] / size[1], rng.uniform(0.5, 0.58)
     image = _transparent(size)
-    pen = _Pen(image)
+    pen = _Pen(image, (x, y), radius)
     one, two = _vivid(rng), _vivid(rng)
-    pen.line(
-        [(x - radius * 0.55, y + radius * 0.8), (x - radius * 0.2, y + radius * 1.7)],
-        (70, 55, 45),
-        0.012,
-    )
-    pen.line(
-        [(x + radius * 0.55, y + radius * 0.8), (x + radius * 0.2, y + radius * 1.7)],
-        (70, 55, 45),
-        0.012,
-    )
-    pen.polygon(
-        [
-            (x - radius * 0.26, y + radius * 1.6),
-            (x + radius * 0.26, y + radius * 1.6),
-            (x + radius * 0.2, y + radius * 2),
-            (x - radius * 0.2, y + radius * 2),
-        ],
-        (120, 85, 55),
-    )
-    pen.disc((x, y), radius, one)
-    pen.polygon(
-        [
-            (x - radius * 0.94, y + radius * 0.35),
-            (x + radius * 0.94, y + radius * 0.35),
-            (x + radius * 0.3, y + radius * 1.3),
-            (x - radius * 0.3, y + radius * 1.3),
-        ],
-        one,
-    )
-    pen.ellipse((x, y + radius * 0.1), (radius * 0.42, radius * 1.08), two)
-    way = (rng.uniform(0.1, 0.2), -rng.uniform(0.38, 0.5))
-    return Scene("balloon", background, [*_clouds(rng, size, 2), Layer(image, way)], foreground)
+    for side in (-1, 1):
+        pen.line([(side * 0.55, 0.8), (side * 0.2, 1.7)], (70, 55, 45), 0.07)
+    pen.polygon([(-0.26, 1.6), (0.26, 1.6), (0.2, 2), (-0.2, 2)], (120, 85, 55))
+    pen.ellipse((0, 0), (1, 1), one)
+    pen.polygon([(-0.94, 0.35), (0.94, 0.35), (0.3, 1.3), (-0.3, 1.3)], one)
+    pen.ellipse((0, 0.1), (0.42, 1.08), two)
+    thing = Layer(image, WAYS["balloon"])
+    return Scene("balloon", background, _clouds(rng, size, 2), thing, (x, y + radius / 2))
 
 
 def _plane(rng: Rng, size: tuple[int, int]) -> Scene:
-    background, foreground = _sky(rng, size, stars=False), _transparent(size)
-    _hills(foreground, rng, top=rng.uniform(0.7, 0.84), layers=2)
+    background = _sky(rng, size, stars=False)
+    _hills(background, rng, top=rng.uniform(0.7, 0.84), layers=2)
     nose = 1 if rng.random() < 0.5 else -1
     length = rng.uniform(0.5, 0.7)
-    x, y = size[0] / size[1] * (0.5 - nose * rng.uniform(0.1, 0.25)), rng.uniform(0.25, 0.5)
+    x, y = size[0] / size[1] * (0.5 - nose * rng.uniform(0.1, 0.25)), rng.uniform(0.28, 0.5)
     image = _transparent(size)
-    pen = _Pen(image)
+    pen = _Pen(image, (x, y), length, nose)
     body, trim = _near((238, 238, 242), rng, 16), _vivid(rng)
-    half, thick = length / 2, length * 0.085
-    pen.polygon(
-        [
-            (x - nose * half * 0.7, y),
-            (x - nose * half * 1.05, y - length * 0.24),
-            (x - nose * half * 0.8, y - length * 0.24),
-            (x - nose * half * 0.35, y),
-        ],
-        trim,
-    )
-    pen.ellipse((x, y), (half, thick), body)
-    pen.polygon(
-        [
-            (x + nose * half * 0.25, y),
-            (x - nose * half * 0.45, y + length * 0.26),
-            (x - nose * half * 0.2, y + length * 0.26),
-            (x + nose * half * 0.45, y + thick * 0.3),
-        ],
-        trim,
-    )
-    pen.disc((x + nose * half * 0.66, y - thick * 0.25), thick * 0.45, (60, 80, 110))
-    way = (nose * rng.uniform(0.6, 0.8), -rng.uniform(0.0, 0.08))
-    return Scene("plane", background, [*_clouds(rng, size, 2), Layer(image, way)], foreground)
+    pen.polygon([(-0.35, 0), (-0.53, -0.24), (-0.4, -0.24), (-0.18, 0)], trim)
+    pen.ellipse((0, 0), (0.5, 0.085), body)
+    pen.polygon([(0.13, 0), (-0.22, 0.26), (-0.1, 0.26), (0.22, 0.03)], trim)
+    pen.ellipse((0.33, -0.02), (0.04, 0.04), (60, 80, 110))
+    thing = Layer(image, (nose * WAYS["plane"][0], WAYS["plane"][1]))
+    return Scene("plane", background, _clouds(rng, size, 1), thing, (x, y))
 
 
 def _clouds_only(rng: Rng, size: tuple[int, int]) -> Scene:
-    background, foreground = _sky(rng, size, stars=False), _transparent(size)
-    _hills(foreground, rng, top=rng.uniform(0.6, 0.75), layers=3)
-    return Scene("clouds", background, _clouds(rng, size, 4, scale=1.5), foreground)
+    background = _sky(rng, size, stars=False)
+    _hills(background, rng, top=rng.uniform(0.62, 0.75), layers=3)
+    return Scene("clouds", background, _clouds(rng, size, 4, scale=1.5))
 
 
 def _village(rng: Rng, size: tuple[int, int]) -> Scene:
@@ -314,38 +273,17 @@ def _village(rng: Rng, size: tuple[int, int]) -> Scene:
     pen.polygon([(0, ground), (width, ground), (width, 1), (0, 1)], _near((96, 128, 74), rng, 40))
     for x in np.sort(rng.uniform(0, width, int(rng.integers(4, 9)))):
         base, tall = ground + rng.uniform(0.02, 0.28), rng.uniform(0.14, 0.3)
+        at = _Pen(background, (float(x), base), tall)
         if rng.random() < 0.45:
-            pen.line([(x, base), (x, base - tall * 0.5)], (92, 66, 46), 0.03)
-            pen.disc((x, base - tall * 0.75), tall * 0.4, _near((52, 104, 56), rng, 35))
+            at.line([(0, 0), (0, -0.5)], (92, 66, 46), 0.15)
+            at.ellipse((0, -0.75), (0.4, 0.4), _near((52, 104, 56), rng, 35))
             continue
-        wide = tall * rng.uniform(0.5, 0.8)
-        pen.polygon(
-            [
-                (x - wide, base),
-                (x - wide, base - tall * 0.6),
-                (x + wide, base - tall * 0.6),
-                (x + wide, base),
-            ],
-            _near((214, 196, 170), rng, 40),
-        )
-        pen.polygon(
-            [
-                (x - wide * 1.2, base - tall * 0.6),
-                (x, base - tall * 1.1),
-                (x + wide * 1.2, base - tall * 0.6),
-            ],
-            _near((150, 70, 55), rng, 45),
-        )
-        pen.polygon(
-            [
-                (x - wide * 0.2, base),
-                (x - wide * 0.2, base - tall * 0.35),
-                (x + wide * 0.2, base - tall * 0.35),
-                (x + wide * 0.2, base),
-            ],
-            (84, 62, 50),
-        )
-    return approach(background, rng, "village")
+        w = rng.uniform(0.5, 0.8)
+        wall, roof = _near((214, 196, 170), rng, 40), _near((150, 70, 55), rng, 45)
+        at.polygon([(-w, 0), (-w, -0.6), (w, -0.6), (w, 0)], wall)
+        at.polygon([(-w * 1.2, -0.6), (0, -1.1), (w * 1.2, -0.6)], roof)
+        at.polygon([(-w / 5, 0), (-w / 5, -0.35), (w / 5, -0.35), (w / 5, 0)], (84, 62, 50))
+    return approach(background, "village")
 
 
 KINDS: dict[str, Callable[[Rng, tuple[int, int]], Scene]] = {
@@ -362,25 +300,29 @@ KINDS: dict[str, Callable[[Rng, tuple[int, int]], Scene]] = {
 
 
 class _Pen:
-    """Draws in picture heights instead of pixels."""
+    """Draw around `origin` in units of `scale` picture heights; facing=-1 mirrors the drawing."""
 
-    def __init__(self, image: Image.Image) -> None:
+    def __init__(
+        self, image: Image.Image, origin: Point = (0.0, 0.0), scale: float = 1.0, facing: int = 1
+    ) -> None:
         self.draw = ImageDraw.Draw(image)
-        self.unit = image.height
+        self.origin, self.scale, self.facing, self.unit = origin, scale, facing, image.height
+
+    def _pixels(self, points: Sequence[Point]) -> list[Point]:
+        (x0, y0), s, u = self.origin, self.scale, self.unit
+        return [((x0 + self.facing * x * s) * u, (y0 + y * s) * u) for x, y in points]
 
     def polygon(self, points: Sequence[Point], color: Color) -> None:
-        self.draw.polygon([(x * self.unit, y * self.unit) for x, y in points], fill=color)
+        self.draw.polygon(self._pixels(points), fill=color)
 
     def line(self, points: Sequence[Point], color: Color, width: float) -> None:
-        scaled = [(x * self.unit, y * self.unit) for x, y in points]
-        self.draw.line(scaled, fill=color, width=max(1, round(width * self.unit)))
+        pixels = max(1, round(width * self.scale * self.unit))
+        self.draw.line(self._pixels(points), fill=color, width=pixels)
 
     def ellipse(self, center: Point, radii: Point, color: Color) -> None:
-        (x, y), (rx, ry), u = center, radii, self.unit
-        self.draw.ellipse(((x - rx) * u, (y - ry) * u, (x + rx) * u, (y + ry) * u), fill=color)
-
-    def disc(self, center: Point, radius: float, color: Color) -> None:
-        self.ellipse(center, (radius, radius), color)
+        ((x, y),) = self._pixels([center])
+        rx, ry = (radius * self.scale * self.unit for radius in radii)
+        self.draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=color)
 
 
 def _canvas(size: tuple[int, int], color: Color) -> Image.Image:
@@ -394,35 +336,27 @@ def _transparent(size: tuple[int, int]) -> Image.Image:
 def _sky(rng: Rng, size: tuple[int, int], stars: bool = True) -> Image.Image:
     hue = rng.choice([0.58, 0.55, 0.62, 0.08, 0.95, 0.75, 0.48]) + rng.normal(0, 0.02)
     night = stars and rng.random() < 0.4
-    high = _hsv(
-        hue, rng.uniform(0.45, 0.85), rng.uniform(0.12, 0.3) if night else rng.uniform(0.55, 0.95)
-    )
-    low = _hsv(
-        hue + rng.normal(0, 0.06),
-        rng.uniform(0.1, 0.45),
-        rng.uniform(0.35, 0.55) if night else rng.uniform(0.8, 1),
-    )
+    high_value = rng.uniform(0.12, 0.3) if night else rng.uniform(0.55, 0.95)
+    low_value = rng.uniform(0.35, 0.55) if night else rng.uniform(0.8, 1)
+    high = _hsv(hue, rng.uniform(0.45, 0.85), high_value)
+    low = _hsv(hue + rng.normal(0, 0.06), rng.uniform(0.1, 0.45), low_value)
     canvas = _canvas(size, high)
     ramp = np.linspace(0, 1, canvas.height)[:, None, None] ** rng.uniform(0.7, 1.6)
     gradient = (1 - ramp) * np.array(high) + ramp * np.array(low)
-    canvas.paste(
-        Image.fromarray(
-            np.broadcast_to(gradient, (canvas.height, canvas.width, 3)).astype(np.uint8)
-        )
-    )
+    whole = np.broadcast_to(gradient, (canvas.height, canvas.width, 3)).astype(np.uint8)
+    canvas.paste(Image.fromarray(whole))
     pen, width = _Pen(canvas), size[0] / size[1]
     if night:
         for _ in range(25):
-            pen.disc(
-                (rng.uniform(0, width), rng.uniform(0, 0.6)),
-                rng.uniform(0.004, 0.011),
-                (235, 235, 215),
-            )
+            at, radius = (rng.uniform(0, width), rng.uniform(0, 0.6)), rng.uniform(0.004, 0.011)
+            pen.ellipse(at, (radius, radius), (235, 235, 215))
     if rng.random() < 0.7:
         color = (238, 236, 222) if night else _near((255, 236, 170), rng, 18)
-        pen.disc(
-            (rng.uniform(0.1, 0.9) * width, rng.uniform(0.12, 0.35)), rng.uniform(0.05, 0.11), color
+        at, radius = (
+            (rng.uniform(0.1, 0.9) * width, rng.uniform(0.12, 0.35)),
+            rng.uniform(0.05, 0.11),
         )
+        pen.ellipse(at, (radius, radius), color)
     return canvas
 
 
@@ -436,19 +370,16 @@ def _hills(image: Image.Image, rng: Rng, top: float, layers: int, bottom: float 
             rng.uniform(0.015, 0.05) / n * np.sin(xs * n * rng.uniform(2, 4) + rng.uniform(0, 7))
             for n in (1, 2, 3)
         )
-        shade = tuple(int(c * (1 - 0.16 * k)) for c in base)
-        ridge = np.minimum(ridge, bottom)
-        outline = [*zip(xs, ridge, strict=True), (width, bottom), (0, bottom)]
-        pen.polygon([(float(x), float(y)) for x, y in outline], (shade[0], shade[1], shade[2]))
+        outline = [*zip(xs, np.minimum(ridge, bottom), strict=True), (width, bottom), (0, bottom)]
+        r, g, b = (int(c * (1 - 0.16 * k)) for c in base)
+        pen.polygon([(float(x), float(y)) for x, y in outline], (r, g, b))
 
 
 def _sea(image: Image.Image, rng: Rng, horizon: float) -> None:
     pen, width = _Pen(image), image.width / image.height
-    color = _hsv(rng.uniform(0.5, 0.62), rng.uniform(0.4, 0.75), rng.uniform(0.4, 0.75))
-    pen.polygon([(0, horizon), (width, horizon), (width, 1), (0, 1)], color)
-    light = _near(
-        (min(255, color[0] + 34), min(255, color[1] + 34), min(255, color[2] + 30)), rng, 6
-    )
+    r, g, b = _hsv(rng.uniform(0.5, 0.62), rng.uniform(0.4, 0.75), rng.uniform(0.4, 0.75))
+    pen.polygon([(0, horizon), (width, horizon), (width, 1), (0, 1)], (r, g, b))
+    light = _near((r + 34, g + 34, b + 30), rng, 6)
     for _ in range(int(rng.integers(12, 26))):
         x, y = rng.uniform(0, width), horizon + (1 - horizon) * rng.uniform(0.06, 1)
         pen.line([(x, y), (x + rng.uniform(0.05, 0.18), y)], light, 0.012)
@@ -457,29 +388,21 @@ def _sea(image: Image.Image, rng: Rng, horizon: float) -> None:
 def _clouds(rng: Rng, size: tuple[int, int], most: int, scale: float = 1.0) -> list[Layer]:
     """Up to `most` clouds that drift to the right together."""
     image, width = _transparent(size), size[0] / size[1]
-    pen, drift = _Pen(image), rng.uniform(0.28, 0.4)
-    number = int(rng.integers(1 if most < 4 else 2, most + 1))
+    number = int(rng.integers(1 + most // 4, most + 1))
     for k in range(number):
-        x = width * (k + rng.uniform(0.1, 0.8)) / number * 0.85
-        y, r = rng.uniform(0.1, 0.34), rng.uniform(0.05, 0.085) * scale
+        radius = rng.uniform(0.05, 0.085) * scale
+        x = max(width * (k + rng.uniform(0.1, 0.8)) / number * 0.85, 2.6 * radius)
+        pen = _Pen(image, (x, rng.uniform(0.1, 0.34)), radius)
         color = _near((246, 246, 248), rng, 9)
-        for dx, dy, f in (
+        for dx, dy, r in (
             (-1.5, 0.3, 0.75),
             (-0.5, -0.2, 1.05),
             (0.7, -0.05, 0.95),
             (1.7, 0.35, 0.65),
         ):
-            pen.disc((x + dx * r, y + dy * r), r * f, color)
-        pen.polygon(
-            [
-                (x - 2 * r, y + 0.95 * r),
-                (x - 2 * r, y + 0.4 * r),
-                (x + 2.1 * r, y + 0.4 * r),
-                (x + 2.1 * r, y + 0.95 * r),
-            ],
-            color,
-        )
-    return [Layer(image, (drift, 0.0))]
+            pen.ellipse((dx, dy), (r, r), color)
+        pen.polygon([(-2, 0.95), (-2, 0.4), (2.1, 0.4), (2.1, 0.95)], color)
+    return [Layer(image, WAYS["clouds"])]
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Color:
@@ -496,7 +419,6 @@ def _vivid(rng: Rng) -> Color:
 
 
 def _near(color: Color, rng: Rng, spread: float) -> Color:
-    r, g, b = (
-        np.clip(np.array(color) + rng.uniform(-spread, spread, 3), 0, 255).astype(int).tolist()
-    )
+    shifted = np.array(color) + rng.uniform(-spread, spread, 3)
+    r, g, b = np.clip(shifted, 0, 255).astype(int).tolist()
     return r, g, b
