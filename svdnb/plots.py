@@ -44,8 +44,9 @@ def memory_timeline(prediction: Prediction, limit: float = 8) -> Chart:
         moments = np.arange(len(stage.timeline))
         panel.stackplot(moments, stage.timeline.T / 2**30, labels=KINDS, colors=COLORS)
         panel.axhline(limit, color="black", linestyle="--", linewidth=1, label=f"{limit:g} GiB")
-        panel.set(xticks=[], ylim=(0, None), xlabel="time")
+        panel.set(xticks=[], xlabel="time")
         panel.set_title(f"{name}: {stage.peak / 2**30:.1f} GiB", fontsize=9)
+    panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("GiB")
     figure.legend(*panels[0].get_legend_handles_labels(), ncols=4, **_ABOVE)
     stages = "; ".join(
@@ -69,7 +70,7 @@ def memory_bars(predictions: Mapping[str, Prediction], limit: float = 8) -> Char
             width = peak.alive[kind] / 2**30
             panel.barh(label, width, left=left, color=color, label=None if told else kind)
             left += width
-        panel.text(left, label, f" {left:.1f} GiB, {stage}", va="center", fontsize=9, bbox=_PAPER)
+        _write_beside(panel, left, label, f"{left:.1f} GiB, {stage}")
         told.append(f"{label}: {left:.1f} GiB, in the stage {stage}")
     panel.axvline(limit, color="black", linestyle="--", linewidth=1, label=f"{limit:g} GiB")
     _rows_from_zero(panel, "GiB at the peak")
@@ -85,8 +86,7 @@ def speed_bars(result: Benchmark) -> Chart:
         ratio = result.ratio(label)
         panel.barh(label, ratio.value, color=BLUE)
         panel.plot([ratio.low, ratio.high], [label, label], color="black", linewidth=2)
-        text = f" {ratio.value:.2f}x, {timing.median:.2f} s"
-        panel.text(ratio.high, label, text, va="center", fontsize=9, bbox=_PAPER)
+        _write_beside(panel, ratio.high, label, f"{ratio.value:.2f}x, {timing.median:.2f} s")
         told.append(f"{label}: {ratio}")
     panel.axvline(1, color="black", linestyle="--", linewidth=1)
     _rows_from_zero(panel, "times as fast")
@@ -131,7 +131,9 @@ def roofline_chart(roof: Roofline, seconds: Mapping[str, float] | None = None) -
         if work.tflop:
             reached = work.tflop / work.seconds
             text += f" at {reached / roof.ceiling:.0%} of the peak"
-            panel.scatter(work.tflop * 1e12 / work.moved, reached, 80, marker=marker, label=text)
+            panel.scatter(
+                work.tflop * 1e12 / work.moved, reached, 80, marker=marker, alpha=0.7, label=text
+            )
         told.append(text)
     for (label, took), style in zip((seconds or {}).items(), cycle(["--", ":", "-."])):
         text = f"{label}, whole: {roof.share(took):.0%} of the peak"
@@ -149,7 +151,7 @@ def tradeoff(prices: Mapping[str, tuple[float, float]]) -> Chart:
     told: list[str] = []
     for (label, (ratio, psnr)), marker in zip(prices.items(), cycle(MARKERS)):
         told.append(f"{label}: {ratio:.2f}x at {psnr:.1f} dB")
-        panel.scatter(ratio, psnr, 80, marker=marker, label=told[-1])
+        panel.scatter(ratio, psnr, 80, marker=marker, alpha=0.7, label=told[-1])
     panel.set(xlabel="times as fast", ylabel="PSNR to the exact frames, dB")
     panel.margins(0.15)
     figure.legend(**_BESIDE)
@@ -159,7 +161,6 @@ def tradeoff(prices: Mapping[str, tuple[float, float]]) -> Chart:
 # Legends lie outside the axes, so that they cover nothing whatever is drawn.
 _ABOVE = {"loc": "outside upper center", "fontsize": 8, "frameon": False}
 _BESIDE = {"loc": "outside right upper", "fontsize": 8, "frameon": False}
-_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 
 
 def _canvas(panels: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
@@ -170,10 +171,17 @@ def _canvas(panels: int, size: tuple[float, float], **options: Any) -> tuple[Any
     return figure, figure.subplots(1, panels, squeeze=False, **options)[0]
 
 
+def _write_beside(panel: Any, x: float, row: str, text: str) -> None:
+    """Write beside the end of a bar, on white, so that no line runs through the text."""
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+    panel.annotate(text, (x, row), **place, fontsize=9, bbox=white)
+
+
 def _rows_from_zero(panel: Any, label: str) -> None:
     """Finish a chart of horizontal bars: first row on top, axis from 0, room for the texts."""
     panel.invert_yaxis()
-    panel.margins(x=0.25)
+    panel.margins(x=0.25 if panel.texts else 0.05)
     panel.set_xlim(left=0)
     panel.set_xlabel(label)
 
