@@ -11,6 +11,7 @@ import torch
 
 from svdnb.checkpoints import checkpoint as find_checkpoint
 from svdnb.errors import Error
+from svdnb.generation import VideoSettings, to_code
 from svdnb.memory.predict import Prediction, gib, predict_memory
 from svdnb.memory.settings import MemorySettings, Offload
 
@@ -57,6 +58,7 @@ class Fit:
 
     budget: int
     checkpoint: str
+    num_inference_steps: int
     prediction: Prediction
     savings: tuple[tuple[str, int], ...]
 
@@ -73,23 +75,22 @@ class Fit:
             "width": width,
             "height": height,
             "num_frames": self.prediction.num_frames,
-            "decode_chunk_size": self.settings.decode_chunk_size,
+            "decode_chunk_size": self.prediction.num_frames,
         }
 
     @property
     def code(self) -> str:
-        """Python code that makes a video with these settings from an `image`."""
-        settings = ",\n    ".join(f"{k}={v!r}" for k, v in self.settings.changes().items())
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self.arguments.items())
-        return (
-            "import svdnb\nfrom diffusers import StableVideoDiffusionPipeline\n\n"
-            f"checkpoint = svdnb.checkpoint({self.checkpoint!r})\n"
-            "pipe = StableVideoDiffusionPipeline.from_pretrained(\n"
-            "    checkpoint.path, dtype=checkpoint.dtype, variant=checkpoint.variant\n)\n"
-            f"settings = svdnb.MemorySettings(\n    {settings}\n)\n"
-            "svdnb.apply_memory(pipe, settings)\n"
-            f"frames = pipe(\n    image, {arguments}\n).frames[0]\n"
+        """Program that makes a video of photo.jpg with these settings, on a GPU."""
+        model = replace(find_checkpoint(self.checkpoint), device="cuda", dtype=torch.float16)
+        video = VideoSettings.of(
+            model, **self.arguments, num_inference_steps=self.num_inference_steps
         )
+        changes = "".join(f"    {k}={v!r},\n" for k, v in self.settings.changes().items())
+        setup = (
+            f"import svdnb\n\nsettings = svdnb.MemorySettings(\n{changes})\n"
+            "svdnb.apply_memory(pipe, settings)\n"
+        )
+        return to_code(video, model, "photo.jpg", setup=setup if changes else 'pipe.to("cuda")\n')
 
     def __str__(self) -> str:
         """Show what each setting saves, and what the video then needs."""
@@ -134,7 +135,7 @@ def fit_memory(
     if not fitting:
         raise Error(_nothing_fits(room, video))
     best = min(fitting, key=lambda prediction: cost(prediction, steps))
-    return Fit(room, os.fspath(checkpoint), best, tuple(_savings(best, video)))
+    return Fit(room, os.fspath(checkpoint), steps, best, tuple(_savings(best, video)))
 
 
 def cost(prediction: Prediction, num_inference_steps: int) -> float:
@@ -160,20 +161,17 @@ def _bytes_of(budget: float | Literal["auto"]) -> int:
 def _fitting(room: int, video: dict[str, Any]) -> Iterator[Prediction]:
     """For each way to offload, combine the first choice of each stage that fits."""
     for offload in OFFLOADS:
-        settings: MemorySettings | None = MemorySettings(offload=offload)
+        chosen: dict[str, Any] = {"offload": offload}
         for stage, choices in CHOICES.items():
-            if settings:
-                candidates = [replace(settings, **choice) for choice in choices]
-                settings = next(
-                    (c for c in candidates if _peak(video, c, stage) <= room),
-                    None,
-                )
-        if settings:
-            yield predict_memory(**video, settings=settings)
-
-
-def _peak(video: dict[str, Any], settings: MemorySettings, stage: str) -> int:
-    return predict_memory(**video, settings=settings).stages[stage].peak
+            for choice in choices:
+                prediction = predict_memory(**video, settings=MemorySettings(**chosen, **choice))
+                if prediction.stages[stage].peak <= room:
+                    chosen |= choice
+                    break
+            else:
+                break  # nothing fits in this stage
+        else:
+            yield predict_memory(**video, settings=MemorySettings(**chosen))
 
 
 def _savings(best: Prediction, video: dict[str, Any]) -> Iterator[tuple[str, int]]:

@@ -148,7 +148,7 @@ def predict_memory(
     Raises Error for a video that the model cannot make, and for a missing checkpoint.
     """
     quiet()
-    video = _video(checkpoint, num_frames, size, dtype)
+    video = describe_video(checkpoint, num_frames, size, dtype)
     records = {stage: _record(stage, video, settings, guidance) for stage in STAGES}
     stages = {stage: _stage(stage, settings.offload, records) for stage in STAGES}
     visits = sum(records[stage]["weights"] for stage in _VISITS[settings.offload])
@@ -210,7 +210,9 @@ def build(part: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
 
 
 @dataclass(frozen=True)
-class _Video:
+class Video:
+    """What a prediction depends on, apart from settings. size: (width, height) in pixels."""
+
     name: str
     configs: Mapping[str, Mapping[str, Any]]
     num_frames: int
@@ -229,12 +231,13 @@ class _Video:
         return height // self.factor, width // self.factor
 
 
-def _video(
+def describe_video(
     name: str | os.PathLike[str] | Checkpoint,
     num_frames: int | None,
     size: tuple[int, int] | None,
     dtype: torch.dtype | None,
-) -> _Video:
+) -> Video:
+    """Fill in what the checkpoint knows. Raises Error for a video that it cannot make."""
     found = name if isinstance(name, Checkpoint) else checkpoint(name)
     if not found.path:
         raise Error(
@@ -249,7 +252,7 @@ def _video(
         dtype = dtype or torch.float16
     num_frames = found.num_frames if num_frames is None else num_frames
     size = size or (found.width, found.height)
-    video = _Video(found.name, configs, num_frames, size, dtype or found.dtype)
+    video = Video(found.name, configs, num_frames, size, dtype or found.dtype)
     if num_frames < 2:
         raise Error(f"A video needs 2 frames or more, not {num_frames}.")
     least = 8 * video.factor
@@ -298,7 +301,7 @@ def _stage(name: str, offload: str, records: Mapping[str, Any]) -> Stage:
 
 
 def _record(
-    stage: str, video: _Video, settings: MemorySettings, guidance: bool = True
+    stage: str, video: Video, settings: MemorySettings, guidance: bool = True
 ) -> dict[str, Any]:
     """Run a stage on fake tensors, or look up what it needed when it ran before."""
     settings = _relevant(stage, settings, video.num_frames)
@@ -307,7 +310,7 @@ def _record(
         "stage": stage,
         "config": config,
         "num_frames": video.num_frames if stage in ("UNet step", "VAE decode") else None,
-        "size": video.size if stage != "image encoder" else None,
+        "size": (video.size, video.latent_size) if stage != "image encoder" else None,
         "dtype": str(video.dtype),
         "settings": asdict(settings),
         "guidance": guidance if stage == "UNet step" else None,
@@ -346,7 +349,7 @@ def _cached(question: Mapping[str, Any], answer: Callable[[], dict[str, Any]]) -
 # --- running a stage ------------------------------------------------------------------------------
 
 
-def _run(stage: str, video: _Video, settings: MemorySettings, guidance: bool) -> dict[str, Any]:
+def _run(stage: str, video: Video, settings: MemorySettings, guidance: bool) -> dict[str, Any]:
     config = video.configs[PART[stage]]
     # The pipeline upcasts the VAE while it encodes.
     upcast = stage == "VAE encode" and config.get("force_upcast", True) and not settings.lean_encode
@@ -390,7 +393,7 @@ def _worst_moments(samples: NDArray[np.int64]) -> list[list[int]]:
 def play(
     stage: str,
     part: Any,
-    video: _Video,
+    video: Video,
     decode_chunk_size: int | None,
     guidance: bool = True,
     halves: int = 1,
@@ -409,7 +412,7 @@ def play(
         _play_decoder(part, video, decode_chunk_size or video.num_frames)
 
 
-def _play_unet(unet: Any, video: _Video, guidance: bool, halves: int) -> None:
+def _play_unet(unet: Any, video: Video, guidance: bool, halves: int) -> None:
     """Run the UNet once. Of two halves, run the second, next to the result of the first."""
     dtype, batch = unet.dtype, 2 if guidance else 1
     shape = (batch, video.num_frames, unet.config.in_channels, *video.latent_size)
@@ -427,7 +430,7 @@ def _play_unet(unet: Any, video: _Video, guidance: bool, halves: int) -> None:
     del result
 
 
-def _play_decoder(vae: Any, video: _Video, chunk: int) -> None:
+def _play_decoder(vae: Any, video: Video, chunk: int) -> None:
     from diffusers import StableVideoDiffusionPipeline
     from diffusers.video_processor import VideoProcessor
 

@@ -6,7 +6,7 @@ import ctypes
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -88,9 +88,9 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[misc]
 class Tracker(LiveTensors):
     """Track all memory that a part of the pipeline takes within a `with` block.
 
-    weights: bytes of the part. samples: (streamed weights, skip connections, activations) in bytes
-    at each growth. Streamed weights are those on the GPU when the UNet's blocks come one by one, each
-    while the previous one runs; streamed_bytes is how much crosses for that.
+    weights: bytes of the part. samples: bytes of (streamed weights, skip connections, activations)
+    at each growth. Streamed weights are those on the GPU when the UNet's blocks come one by one,
+    each while the previous one runs; streamed_bytes is how much crosses for that.
     parked_bytes: bytes that activations move between GPU and host, both ways.
     """
 
@@ -239,38 +239,24 @@ def _watch_cpu(measured: Measured) -> Iterator[None]:
     # The C library would serve the block from memory that it has kept, and no growth would show.
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    tensors = LiveTensors()
-    try:
-        with _sampling(_resident_growth(measured)), tensors:
-            yield
-    finally:
-        measured.allocated = tensors.peak
-
-
-def _resident_growth(measured: Measured) -> Callable[[], None]:
-    process = psutil.Process()
+    process, done = psutil.Process(), threading.Event()
     before = process.memory_info().rss
 
     def sample() -> None:
         measured.reserved = max(measured.reserved, process.memory_info().rss - before)
 
-    return sample
-
-
-@contextmanager
-def _sampling(sample: Callable[[], None]) -> Iterator[None]:
-    """Call `sample` every SAMPLING_S seconds in a thread, and once more at the end."""
-    done = threading.Event()
-
-    def loop() -> None:
+    def keep_sampling() -> None:
         while not done.wait(SAMPLING_S):
             sample()
 
-    thread = threading.Thread(target=loop, daemon=True)
+    thread = threading.Thread(target=keep_sampling, daemon=True)
     thread.start()
+    tensors = LiveTensors()
     try:
-        yield
+        with tensors:
+            yield
     finally:
         sample()
         done.set()
         thread.join()
+        measured.allocated = tensors.peak

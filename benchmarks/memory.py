@@ -1,7 +1,7 @@
-"""Is the prediction true? Every memory setting, predicted and really run; a table and a JSON file.
+"""Check memory predictions: predict each setting, run it, and write a table and a JSON file.
 
-    python benchmarks/memory_on_gpu.py                          SVD and SVD-XT on a CUDA GPU
-    python benchmarks/memory_on_gpu.py --checkpoint pocket      a rehearsal, on a CPU as well
+    python benchmarks/memory.py                         SVD and SVD-XT on a CUDA GPU
+    python benchmarks/memory.py --checkpoint pocket     a rehearsal that also runs on a CPU
 
 SVD's parts are built from their configurations with random weights: nothing is downloaded, and
 neither memory nor time depends on the values.
@@ -25,11 +25,10 @@ from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from transformers import CLIPImageProcessor
 
 import svdnb
-from svdnb.checkpoints import HUB, POCKET
+from svdnb.checkpoints import HUB, POCKET, quiet
 from svdnb.memory.fit import SMALLEST
-from svdnb.memory.full_size import build, configs
-from svdnb.memory.predict import STAGES
-from svdnb.memory.settings import Settings
+from svdnb.memory.predict import STAGES, build, full_size_configs
+from svdnb.memory.settings import MemorySettings as Settings
 
 ROWS = (
     Settings(),
@@ -43,7 +42,6 @@ ROWS = (
     Settings(offload="model", split_guidance=True, forward_chunking=True, layerwise_decode="gpu"),
     Settings(offload="model", split_guidance=True, frames_at_a_time=5, layerwise_decode="host"),
     Settings(offload="group", split_guidance=True, forward_chunking=True, decode_chunk_size=1),
-    Settings(offload="sequential", split_guidance=True, frames_at_a_time=5, decode_chunk_size=1),
     SMALLEST,
 )
 RESULTS = Path(__file__).parent / "results"
@@ -55,11 +53,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="denoising steps (default: 2)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/memory-GPU.json")
     options = parser.parse_args()
-    svdnb.quiet()
+    quiet()
     rows = []
     for name in options.checkpoint:
         pipe = load(name)
-        run(pipe, name, Settings(), 1)  # the first call also loads kernels and picks algorithms
+        run(pipe, name, Settings(), 1)  # warm-up: loads kernels and picks algorithms
         for settings in ROWS:
             rows.append(row(pipe, name, settings, options.steps))
             print(line(rows[-1]), flush=True)
@@ -74,14 +72,14 @@ def main() -> None:
 
 
 def load(name: str) -> Any:
-    """The pipeline, with random weights where it is SVD or SVD-XT."""
+    """Load a pipeline; SVD and SVD-XT get random weights."""
     if name not in HUB:
         return svdnb.checkpoint(name).load()
     if not torch.cuda.is_available():
         sys.exit(f"{name} needs a CUDA GPU here. Rehearse with --checkpoint pocket.")
     torch.manual_seed(0)
     with torch.device("cuda"):
-        parts = {part: build(part, c, torch.float16) for part, c in configs(name).items()}
+        parts = {part: build(part, c, torch.float16) for part, c in full_size_configs(name).items()}
     for part in parts.values():
         for parameter in part.parameters():
             parameter.data.normal_(0, 0.02)  # small: nothing overflows in half precision
@@ -93,7 +91,7 @@ def load(name: str) -> Any:
 
 
 def row(pipe: Any, name: str, settings: Settings, steps: int) -> dict[str, Any]:
-    """One setting: what was predicted, what was allocated, stage by stage."""
+    """Predict and run one setting, and compare stage by stage."""
     predicted = svdnb.predict_memory(name, settings=settings)
     result: dict[str, Any] = {
         "checkpoint": name,
@@ -104,7 +102,7 @@ def row(pipe: Any, name: str, settings: Settings, steps: int) -> dict[str, Any]:
         "predicted_stages": {stage: found.peak for stage, found in predicted.stages.items()},
         "tflop": predicted.tflop(steps),
     }
-    svdnb.apply(pipe, settings)
+    svdnb.apply_memory(pipe, settings)
     try:
         with Watch(pipe) as stages, svdnb.measure() as measured:
             run(pipe, name, settings, steps)
@@ -124,7 +122,7 @@ def row(pipe: Any, name: str, settings: Settings, steps: int) -> dict[str, Any]:
 
 
 def run(pipe: Any, name: str, settings: Settings, steps: int) -> None:
-    """A video of `steps` steps, with guidance."""
+    """Generate a video with guidance."""
     video = svdnb.predict_memory(name)
     pipe.set_progress_bar_config(disable=True)
     pipe(
@@ -141,7 +139,7 @@ def run(pipe: Any, name: str, settings: Settings, steps: int) -> None:
 
 
 class Watch:
-    """The peak of every stage, on a CUDA GPU; nothing elsewhere."""
+    """Record the peak of each stage on a CUDA GPU; do nothing elsewhere."""
 
     def __init__(self, pipe: Any) -> None:
         parts = (pipe.image_encoder, pipe.vae.encoder, pipe.unet, pipe.vae.decoder)
@@ -159,7 +157,7 @@ class Watch:
         return self
 
     def note(self, stage: str) -> None:
-        """Keep the highest peak of this stage."""
+        """Keep the highest peak of a stage."""
         peak = torch.cuda.max_memory_allocated()
         self.peaks[stage] = max(peak, self.peaks.get(stage, 0))
 
@@ -180,7 +178,7 @@ def line(found: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What this ran on, and of which state of the code."""
+    """Describe the hardware and the versions."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
@@ -197,7 +195,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The name of the CPU, as Linux or Python knows it."""
+    """Return the name of the CPU."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         return re.search(r"model name\s*:\s*(.+)", text)[1]  # type: ignore[index]
