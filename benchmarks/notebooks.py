@@ -1,10 +1,10 @@
-"""How long the notebooks take: measured with Pocket SVD here, counted for SVD-XT on a T4.
+"""Time the notebooks: Pocket SVD measured on this machine, SVD-XT on a T4 as a lower bound.
 
-    python benchmarks/notebooks.py             # into benchmarks/results; some twenty minutes
+    python benchmarks/notebooks.py             # into benchmarks/results; about 20 minutes
 
-No T4 is at hand, so its minutes are a floor: the arithmetic of all videos that a notebook makes,
-counted while it runs with SVD-XT's steps, frames and guidance, at the 65 TFLOP/s that NVIDIA's
-data sheet gives for half precision. Loading, measuring and every waiting comes on top.
+The bound for a T4 needs no T4: it is the arithmetic of all videos that a notebook generates with
+SVD-XT's steps, frames and guidance, at the 65 TFLOP/s of NVIDIA's data sheet for half precision.
+Loading, measuring and waiting come on top.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
-from memory_on_gpu import machine
+import svdnb
+from memory import machine
 from svdnb.checkpoints import POCKET
 from svdnb.memory.fit import T4_TFLOPS
 from svdnb.memory.predict import predict_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "notebooks-cpu.json"
+# Runs before a notebook, and counts the full-size frames that its videos denoise and decode.
 COUNT = """
 import inspect
 from diffusers import StableVideoDiffusionPipeline as _Pipeline
@@ -43,7 +45,7 @@ def _counted(self, *args, _call=_Pipeline.__call__, **kwargs):
     given.apply_defaults()
     given = given.arguments
     frames = given["num_frames"] or self.unet.config.num_frames
-    frames *= given["width"] * given["height"] / (112 * 64)  # as many full pictures
+    frames *= given["width"] * given["height"] / FULL_SIZE
     halves = 2 if given["max_guidance_scale"] > 1 else 1
     _frame_steps += frames * halves * given["num_inference_steps"]
     _decoded += frames * (given["output_type"] != "latent")
@@ -52,15 +54,20 @@ def _counted(self, *args, _call=_Pipeline.__call__, **kwargs):
 
 _Pipeline.__call__ = _counted
 """
-TELL = "print('counted', _frame_steps, _decoded)"
+PRINT = "print('counted', _frame_steps, _decoded)"
 
 
 def run(path: Path, environment: Mapping[str, str], count: bool = False) -> tuple[float, str]:
-    """(seconds, what the last cell printed); exercises and assertions about Pocket may fail."""
+    """Execute a notebook; return the seconds and what its last cell printed.
+
+    With `count`, cells may fail: unsolved exercises, and claims that hold for Pocket SVD only.
+    """
     notebook = nbformat.read(path, as_version=4)
     if count:
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(COUNT))
-        notebook.cells.append(nbformat.v4.new_code_cell(TELL))
+        pocket = svdnb.checkpoint("pocket")
+        first = f"FULL_SIZE = {pocket.width * pocket.height}\n{COUNT}"
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
+        notebook.cells.append(nbformat.v4.new_code_cell(PRINT))
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         client = NotebookClient(notebook, timeout=3600, allow_errors=count, resources=resources)
@@ -72,20 +79,20 @@ def run(path: Path, environment: Mapping[str, str], count: bool = False) -> tupl
 
 
 def like_svd_xt(folder: Path) -> Path:
-    """Pocket SVD as a folder: it gets SVD's steps and guidance, and SVD-XT's 25 frames."""
+    """Copy Pocket SVD to a folder, where it gets SVD's steps and guidance, and 25 frames."""
     shutil.copytree(POCKET, folder)
     config = folder / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_frames": 25}))
     return folder
 
 
-def tflop(told: str) -> float:
-    """SVD-XT's arithmetic for what was counted, in 10^12 operations."""
-    (found,) = re.findall(r"counted (\S+) (\S+)", told)
+def tflop(printed: str) -> float:
+    """Convert what was counted to SVD-XT's arithmetic, in 10^12 operations."""
+    (found,) = re.findall(r"counted (\S+) (\S+)", printed)
     frame_steps, decoded = map(float, found)
     stages = predict_memory("svd-xt").stages
-    a_frame_step = stages["UNet step"].tflop / (2 * 25)
-    return frame_steps * a_frame_step + decoded * stages["VAE decode"].tflop / 25
+    per_frame_step = stages["UNet step"].tflop / (2 * 25)  # two halves of guidance, 25 frames
+    return frame_steps * per_frame_step + decoded * stages["VAE decode"].tflop / 25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,11 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         large = like_svd_xt(Path(place) / "like-svd-xt")
         for number in numbers:
             (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
-            # As on a machine that has seen no notebook before.
+            # As on a machine that has run no notebook before.
             cold = {"SVDNB_CACHE": f"{place}/{number}", "TORCHINDUCTOR_CACHE_DIR": f"{place}/i"}
             seconds, _ = run(path, cold | {"SVDNB_CHECKPOINT": "pocket"})
-            _, told = run(path, {"SVDNB_CHECKPOINT": str(large)}, count=True)
-            work = tflop(told)
+            _, printed = run(path, {"SVDNB_CHECKPOINT": str(large)}, count=True)
+            work = tflop(printed)
             rows[path.stem] = {
                 "cpu_seconds": round(seconds, 1),
                 "svd_xt_tflop": round(work),

@@ -1,11 +1,11 @@
-"""How fast, and by exactly how much? Every speed-up in turns with the plain pipeline.
+"""Measure every speed-up and approximation, in turns with the plain pipeline.
 
     python benchmarks/speed.py                         Pocket SVD; `make bench` does this
     python benchmarks/speed.py --checkpoint svd-xt     SVD-XT with random weights, on a CUDA GPU
 
-Writes a JSON file with hardware and versions, and renders the table in README.md between its two
-`benchmark` marks. SVD-XT is built from its configuration: nothing is downloaded, and time does not
-depend on the values of weights.
+Writes a JSON file with hardware and versions, and with --readme the table in README.md between its
+two `benchmark` marks. SVD-XT is built from its configuration: nothing is downloaded, and the time
+does not depend on the values of the weights.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from svdnb.speed.optimize import BEST, SPEED_UPS
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 MARKS = ("<!-- benchmark: written by `make bench` -->", "<!-- /benchmark -->")
-# Loading a pipeline and describing the machine are the same for both benchmarks.
-SHARED = runpy.run_path(str(HERE / "memory_on_gpu.py"))
+# Both benchmarks load a pipeline and describe the machine in the same way.
+SHARED = runpy.run_path(str(HERE / "memory.py"))
 
 
 def main() -> None:
@@ -37,11 +37,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="pocket")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the checkpoint's)")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="*", help="measure these labels anew")
+    parser.add_argument("--only", nargs="*", help="measure only these labels; keep other rows")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/speed-….json")
     parser.add_argument("--readme", action="store_true", help="render the table in README.md")
     options = parser.parse_args()
-    svdnb.quiet()
     machine = SHARED["machine"]()
     video = Video(options.checkpoint, options.steps)
     labels = {**exact(video.device), **lossy(video)}
@@ -57,7 +56,6 @@ def main() -> None:
     name = f"speed-{options.checkpoint}-{machine['slug']}.json"
     output = options.output or HERE / "results" / name
     if options.only is not None and output.exists():
-        # Rows that are not measured anew stay as they are.
         kept = json.loads(output.read_text(encoding="utf-8"))["rows"]
         record["rows"] = [row for row in kept if row["label"] not in options.only]
     plain = video.pipe()
@@ -75,10 +73,10 @@ def main() -> None:
         if options.only is not None and label not in options.only:
             continue
         pipe, run = make(video)
-        # In turns with the plain one, pair by pair: memory for two pipelines is enough.
+        # In turns with the plain one, pair by pair, so that memory holds two pipelines at most.
         result = svdnb.benchmark({"plain": reference, label: run}, options.rounds)
         record["rows"].append(row(result, label, kind, run(), frames, roof))
-        print(told(record["rows"][-1]), flush=True)
+        print(line(record["rows"][-1]), flush=True)
         if label == "speed_up":
             record["stages"]["speed_up"] = vars(svdnb.stage_times(pipe, run))
         del pipe, run
@@ -94,7 +92,7 @@ def main() -> None:
 
 
 class Video:
-    """What is made again and again: a picture, a seed, and guidance as SVD has it."""
+    """The video that every run generates: same picture, seed and guidance."""
 
     def __init__(self, checkpoint: str, steps: int | None) -> None:
         self.name = checkpoint
@@ -130,18 +128,15 @@ class Video:
 
 
 def exact(device: str) -> dict[str, tuple[str, Any]]:
-    """Speed-ups that keep the frames: each alone, the best set, and the best with one more."""
+    """List speed-ups that keep the frames: each alone, and the fastest set."""
     best = BEST[device]
-    eager = [name for name in SPEED_UPS if not name.startswith("compile")]
+    eager = [name for name in SPEED_UPS if name != "compile_unet"]
     sets = {
         "compile_unet (the documented recipe)": ("compile_unet",),
         **{name: (name,) for name in eager},
         "speed_up, without compiling": tuple(name for name in best if name in eager),
         "speed_up": best,
     }
-    for name in ("fused_projections", "compile_decoder"):
-        if name not in best:
-            sets[f"speed_up and {name}"] = (*best, name)
     return {label: ("exact", sped_up(only)) for label, only in sets.items()}
 
 
@@ -155,7 +150,7 @@ def sped_up(only: tuple[str, ...]) -> Any:
 
 
 def lossy(video: Video) -> dict[str, tuple[str, Any]]:
-    """Short cuts with a price."""
+    """List what changes the frames: fewer steps, approximations, and another number format."""
 
     def fewer(steps: int) -> Any:
         def make(video: Video) -> tuple[Any, Run]:
@@ -164,7 +159,7 @@ def lossy(video: Video) -> dict[str, tuple[str, Any]]:
 
         return make
 
-    def short_cut(**how: Any) -> Any:
+    def approximated(**how: Any) -> Any:
         def make(video: Video) -> tuple[Any, Run]:
             pipe = video.pipe()
             svdnb.approximate(pipe, **how)
@@ -181,8 +176,8 @@ def lossy(video: Video) -> dict[str, tuple[str, Any]]:
         f"{share:.0%} of the steps": fewer(max(2, round(video.steps * share)))
         for share in (0.75, 0.5)
     }
-    found |= {f"deep blocks every {n} steps": short_cut(reuse_every=n) for n in (2, 3)}
-    found["guidance in the middle half"] = short_cut(guided=(0.25, 0.75))
+    found |= {f"deep blocks every {n} steps": approximated(reuse_every=n) for n in (2, 3)}
+    found["guidance in the middle half"] = approximated(guided=(0.25, 0.75))
     found["bfloat16"] = bfloat16
     return {label: ("lossy", make) for label, make in found.items()}
 
@@ -190,8 +185,8 @@ def lossy(video: Video) -> dict[str, tuple[str, Any]]:
 def row(
     result: Benchmark, label: str, kind: str, frames: Any, exact: np.ndarray, roof: Any
 ) -> dict[str, Any]:
-    """What one speed-up did: seconds beside the plain pipeline's, and what it lost."""
-    lost = svdnb.loss(frames, exact)
+    """Compare one setting with the plain pipeline: its seconds and its frames."""
+    quality = svdnb.quality(frames, exact)
     ratio = result.ratio(label)
     return {
         "label": label,
@@ -203,9 +198,9 @@ def row(
         "plain_seconds": seconds(result.timings["plain"]),
         "share_of_ceiling": roof.share(result.timings[label].median),
         "plain_share_of_ceiling": roof.share(result.timings["plain"].median),
-        "psnr": none_for_infinity(float(lost.psnr)),
-        "ssim": float(lost.ssim),
-        "motion_kept": float(lost.motion_kept),
+        "psnr": none_for_infinity(quality.psnr),
+        "ssim": quality.ssim,
+        "motion_kept": quality.motion_kept,
         "levels": float(np.abs(frames - exact).max() * 255),
     }
 
@@ -218,13 +213,13 @@ def none_for_infinity(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def told(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any]) -> str:
     ratio, low, high = row["ratio"]
     return f"{row['label']:40} {ratio:.2f}x ({low:.2f} to {high:.2f}), {row['levels']:.2g} levels"
 
 
 def table(record: dict[str, Any]) -> str:
-    """The rows as Markdown: exact ones by the largest difference, lossy ones by their price."""
+    """Format the rows as Markdown: exact ones with the largest difference, others with quality."""
     machine, versions = record["machine"], record["machine"]["versions"]
     width, height = record["size"]
     lines = [
@@ -252,15 +247,15 @@ def table(record: dict[str, Any]) -> str:
         (base,) = (r["plain_share_of_ceiling"] for r in record["rows"] if r["label"] == "speed_up")
         lines += [
             "",
-            f"The arithmetic of the plain pipeline, done in the time of `speed_up`, is "
-            f"{shares['speed_up']:.0%} of what this machine multiplies in a second; the plain "
-            f"pipeline itself reaches {base:.0%}.",
+            f"With the arithmetic of the plain pipeline, `speed_up` reaches "
+            f"{shares['speed_up']:.0%} of the throughput of a large matrix product on this "
+            f"machine, and the plain pipeline {base:.0%}.",
         ]
     return "\n".join(lines)
 
 
 def rendered(readme: str, record: dict[str, Any]) -> str:
-    """README with the table of this record between its marks."""
+    """Return the README with the table of this record between its marks."""
     before, rest = readme.split(MARKS[0])
     _, after = rest.split(MARKS[1])
     return f"{before}{MARKS[0]}\n{table(record)}\n{MARKS[1]}{after}"
