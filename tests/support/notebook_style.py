@@ -1,4 +1,4 @@
-"""Reading notebooks as a reader does: their headings, words, pictures, code, and names used."""
+"""Read notebooks: their headings, words, pictures, code, and the names they use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from IPython.core.inputtransformer2 import TransformerManager
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
-SKIP_TAGS = {"nbval-skip", "skip-execution"}
 DOTTED = re.compile(r"(?<![\w/.])svdnb(?:\.[A-Za-z_]\w*)+")
 
 
@@ -23,13 +22,13 @@ def read(path: Path) -> Any:
 
 
 def prose(notebook: Any) -> str:
-    """All Markdown without its fenced code: folded solutions are code, not prose."""
+    """Return all Markdown without fenced code: folded solutions are code, not prose."""
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     return re.sub(r"^(```|~~~).*?^\1[ \t]*$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def words(notebook: Any) -> int:
-    """Words of running text: no headings, tables, code, link targets, HTML or badges."""
+    """Count the words of running text: no headings, tables, code, link targets, HTML or badges."""
     text = re.sub(r"^(?:#|\|).*$", "", prose(notebook), flags=re.MULTILINE)
     text = re.sub(r"!\[[^\]]*\]\([^)]*\)", " ", text)
     text = re.sub(r"\]\([^)]*\)|<[^>]+>|`[^`\n]*`", " ", text)
@@ -37,13 +36,13 @@ def words(notebook: Any) -> int:
 
 
 def headings(notebook: Any) -> list[int]:
-    """Levels of the headings, in order: 1 for an H1. HTML headings count as well."""
+    """Return the levels of the headings, in order: 1 for an H1. HTML headings count as well."""
     found = re.findall(r"^ {0,3}(#{1,6})\s|<h([1-6])", prose(notebook), flags=re.MULTILINE)
     return [len(marks) or int(level) for marks, level in found]
 
 
 def missing_alternatives(notebook: Any) -> list[str]:
-    """Pictures without a text alternative."""
+    """Return the pictures without a text alternative."""
     text = prose(notebook)
     bare = re.findall(r"!\[\s*\]\([^)]*\)", text)
     return bare + [
@@ -58,7 +57,7 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def code_lines(notebook: Any) -> int:
-    """Lines of code that say something, in the cells and in the folded solutions."""
+    """Count the lines of code that are not blank, in cells and in folded solutions."""
     folded = re.findall(
         r"^```python\n(.*?)^```", "\n".join(c.source for c in notebook.cells), re.M | re.S
     )
@@ -71,7 +70,7 @@ def tags(cell: Any) -> set[str]:
 
 
 def names_used(notebook: Any) -> Iterator[str]:
-    """Everything the notebook takes from svdnb, in code and in prose: `svdnb.check.lasts`."""
+    """Yield all names of svdnb in code and prose, such as `svdnb.check.lasts`."""
     for cell in code_cells(notebook):
         source = TransformerManager().transform_cell(cell.source)
         for node in ast.walk(ast.parse(source)):
@@ -87,7 +86,7 @@ def names_used(notebook: Any) -> Iterator[str]:
 
 
 def values_of(argument: str, code: str) -> list[int]:
-    """What calls give this argument; fails for anything but a number."""
+    """Return the values that calls pass as this argument. They must be numbers."""
     tree = ast.parse(TransformerManager().transform_cell(code))
     return [
         ast.literal_eval(keyword.value)
