@@ -128,7 +128,7 @@ def fit(options: argparse.Namespace) -> int:
 
 
 def prefetch(options: argparse.Namespace) -> int:
-    """Download a checkpoint into a folder, verify it, and say how to use it."""
+    """Download a checkpoint into a folder, and say how to use it."""
     from svdnb.checkpoints import prefetch
 
     def accepts(licence: str) -> bool:
@@ -136,10 +136,9 @@ def prefetch(options: argparse.Namespace) -> int:
         return options.accept_licence or _says_yes("Do you accept this licence? [y/N] ")
 
     folder = options.to.expanduser()
-    print("Comparing sizes and hashes.", file=sys.stderr)
     prefetch(options.checkpoint, folder, accepts)
     print(
-        f"{folder} holds {options.checkpoint}, complete and verified. To use it, set:\n"
+        f"{folder} holds {options.checkpoint}, complete. To use it, set:\n"
         f"  SVDNB_CHECKPOINT={folder.resolve()}"
     )
     return DONE
@@ -222,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     for run, summary, add_arguments in (
         (animate, "make a video from a picture", _animate_arguments),
         (fit, "find the fastest settings that fit a GPU; needs no GPU", _fit_arguments),
-        (prefetch, "download a checkpoint into a folder, and verify it", _prefetch_arguments),
+        (prefetch, "download a checkpoint into a folder", _prefetch_arguments),
         (doctor, "check this machine, and name remedies", lambda _: None),
     ):
         command = commands.add_parser(run.__name__, help=summary, description=summary, **how)
@@ -288,7 +287,7 @@ def _prefetch_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("checkpoint", choices=list(HUB), metavar="NAME", help="svd or svd-xt (4.5 GB)")
     add("--to", type=Path, required=True, metavar="DIR",
-        help="a new folder, or that of an earlier run, to complete and verify it")  # fmt: skip
+        help="a new folder, or that of an earlier run, to complete it")  # fmt: skip
     add("--accept-licence", action="store_true",
         help="accept the licence, which is printed and otherwise asked for")  # fmt: skip
 

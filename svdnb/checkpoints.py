@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -273,7 +271,7 @@ def _incomplete(folder: Path, problem: str) -> Error:
     """Tell how to complete a folder that prefetch filled; nothing else is downloaded into it."""
     what = f"The checkpoint in {folder} is incomplete: {problem}."
     for name, hub_id in HUB.items():
-        if _content(folder / MANIFEST).get("hub_id") == hub_id:
+        if _source(folder) == hub_id:
             command = f"python -m svdnb prefetch {name} --to {shlex.quote(str(folder))}"
             return Error(f"{what} Continue the download: {command}")
     frames = _content(folder / "unet" / "config.json").get("num_frames")
@@ -336,7 +334,6 @@ def _how_to_log_in(hub_id: str) -> str:
 
 # --- downloading ----------------------------------------------------------------------------------
 
-MANIFEST = "svdnb-prefetch.json"
 FILES = (
     "LICENSE.md",
     "model_index.json",
@@ -349,7 +346,9 @@ FILES = (
     "vae/config.json",
     "vae/diffusion_pytorch_model.fp16.safetensors",
 )
-"""Files that prefetch downloads. No other name is taken from a hub, wherever it would lead."""
+"""Files that prefetch downloads."""
+SOURCE = "svdnb-prefetch.txt"
+"""File in which prefetch notes the hub id, so that an interrupted download can go on."""
 NOTICE = (
     "This Stability AI Model is licensed under the Stability AI Community License, "
     "Copyright © Stability AI Ltd. All Rights Reserved\n"
@@ -368,120 +367,53 @@ This is only a summary. Full text: https://huggingface.co/{hub_id}/blob/main/LIC
 """
 
 
-def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> bool:
-    """Download "svd" or "svd-xt" into `folder`, and compare every file with the hub's hashes.
+def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> None:
+    """Download "svd" or "svd-xt" into `folder`; files that are already there are not fetched again.
 
-    The hashes are kept in the folder, so that a copy of it is verified without a connection.
-    Files that are right are not downloaded again. `accepts` is called with a summary of the
-    licence before anything is downloaded. Returns whether something was downloaded.
+    `accepts` is called with a summary of the licence before anything is downloaded.
 
     Raises Error if the licence is not accepted, if the folder holds something else, and if the
-    files cannot be downloaded, do not fit on the disk, or differ from the hub's.
+    download fails or is not a whole checkpoint.
     """
     if name not in HUB:
         raise Error(
             f"{name!r} cannot be downloaded. Name 'svd' or 'svd-xt'; Pocket SVD is bundled."
         )
-    known = _read_manifest(folder, HUB[name])
-    try:
-        if known and not _wrong_files(known, folder):
-            return False
-        manifest = _ask_hub(HUB[name], known.get("revision"))
-        _require_room(folder, sum(file["size"] for file in _wrong_files(manifest, folder)))
-        if not accepts(LICENCE.format(hub_id=HUB[name])):
-            raise Error("You did not accept the licence, so nothing was downloaded.")
-        _download(manifest, folder)
-    except Error:
-        raise
-    except Exception as error:
-        raise Error(_why_not_downloaded(HUB[name], error)) from error
-    if damaged := _wrong_files(manifest, folder):
+    if folder.exists() and not _is_download_of(HUB[name], folder):
         raise Error(
-            f"{damaged[0]['name']} differs from what the hub announced. Run the command again: it "
-            "downloads only such files."
-        )
-    return True
-
-
-def _read_manifest(folder: Path, hub_id: str) -> dict[str, Any]:
-    """Return what an earlier run wrote into the folder; nothing for a new or empty folder."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return {}
-    manifest = _content(folder / MANIFEST)
-    if manifest.get("hub_id") != hub_id:
-        raise Error(
-            f"{folder} already holds something else than a download of {hub_id}. Name a new "
+            f"{folder} already holds something else than a download of {HUB[name]}. Name a new "
             "folder, or an empty one."
         )
-    return manifest
+    if not accepts(LICENCE.format(hub_id=HUB[name])):
+        raise Error("You did not accept the licence, so nothing was downloaded.")
+    try:
+        _download(HUB[name], folder)
+    except Exception as error:
+        raise Error(_why_not_downloaded(HUB[name], error)) from error
+    _from_folder(folder)
 
 
-def _ask_hub(hub_id: str, revision: str | None) -> dict[str, Any]:
-    """Return the manifest: revision, and for each file its name, size and digest."""
-    from huggingface_hub import HfApi
-
-    info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
-    files = [
-        # SHA-256 of a large file, git's SHA-1 of another.
-        {"name": f.rfilename, "size": f.size, "digest": f.lfs.sha256 if f.lfs else f.blob_id}
-        for f in info.siblings or []
-        if f.rfilename in FILES
-    ]
-    listed = {file["name"] for file in files} | {"LICENSE.md"}
-    if missing := [name for name in FILES if name not in listed]:
-        raise Error(
-            f"The hub does not list {missing[0]} for {hub_id}. Check whether the environment "
-            "variable HF_ENDPOINT names a hub that has the whole checkpoint."
-        )
-    return {"hub_id": hub_id, "revision": info.sha, "files": files}
+def _is_download_of(hub_id: str, folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return not any(folder.iterdir()) or _source(folder) == hub_id
 
 
-def _wrong_files(manifest: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Return the files that are missing or differ from the manifest."""
-    return [
-        file
-        for file in manifest["files"]
-        if file["name"] in FILES and _digest(folder / file["name"], file) != file["digest"]
-    ]
+def _source(folder: Path) -> str:
+    """Return the hub id that prefetch noted in a folder, "" if it did not fill it."""
+    with suppress(OSError, ValueError):
+        return (folder / SOURCE).read_text(encoding="utf-8").strip()
+    return ""
 
 
-def _digest(path: Path, file: Mapping[str, Any]) -> str:
-    """Return the file's digest, of the kind in the manifest; "" if it has another size."""
-    if not path.is_file() or path.stat().st_size != file["size"]:
-        return ""
-    is_large = len(file["digest"]) == 64
-    digest = hashlib.sha256() if is_large else hashlib.sha1(b"blob %d\0" % file["size"])
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _download(manifest: Mapping[str, Any], folder: Path) -> None:
+def _download(hub_id: str, folder: Path) -> None:
     from huggingface_hub import snapshot_download
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    (folder / SOURCE).write_text(f"{hub_id}\n", encoding="utf-8")
     (folder / "Notice").write_text(NOTICE, encoding="utf-8")
-    for file in _wrong_files(manifest, folder):
-        # snapshot_download would keep a damaged file of the same revision.
-        (folder / file["name"]).unlink(missing_ok=True)
-    snapshot_download(
-        manifest["hub_id"],
-        revision=manifest["revision"],
-        local_dir=folder,
-        allow_patterns=[file["name"] for file in manifest["files"]],
-    )
-
-
-def _require_room(folder: Path, needed: int) -> None:
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise Error(
-            f"The download needs {needed / 1e9:.1f} GB, but {existing} has only "
-            f"{free / 1e9:.1f} GB free. Name a folder on a larger disk."
-        )
+    # Names without wildcards: nothing else is taken from a hub, wherever its name would lead.
+    snapshot_download(hub_id, local_dir=folder, allow_patterns=list(FILES))
 
 
 def _why_not_downloaded(hub_id: str, error: Exception) -> str:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 import svdnb
 from support import miniature
 from svdnb import Error, checkpoints
-from svdnb.checkpoints import HUB, MANIFEST, checkpoint_of
+from svdnb.checkpoints import HUB, SOURCE, checkpoint_of
 
 UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
 
@@ -211,7 +211,7 @@ def test_an_incomplete_folder_is_completed_with_the_model_it_was_filled_with(
     edit(folder / "unet/config.json", num_frames=14)
     with pytest.raises(Error, match="prefetch svd --to NEW_FOLDER"):
         svdnb.checkpoint(folder)
-    edit(folder / MANIFEST, hub_id=HUB["svd"])
+    (folder / SOURCE).write_text(HUB["svd"])
     with pytest.raises(Error, match=re.escape(f"prefetch svd --to '{folder}'")):
         svdnb.checkpoint(folder)
 
