@@ -22,13 +22,11 @@ EXACT = {
     "chunked": {"forward_chunking": True},
     "halves": {"split_guidance": True},
     "frames": {"frames_at_a_time": 4},
-    "lean": {"lean_encode": True},
     "layers": {"layerwise_decode": "gpu"},
     "all": {
         "offload": "group",
         "split_guidance": True,
         "frames_at_a_time": 1,
-        "lean_encode": True,
         "layerwise_decode": "host",
     },
 }
@@ -145,24 +143,11 @@ def test_videos_decode_together_as_they_do_alone(pipe: Any) -> None:
     assert torch.equal(latents, before), "the caller's latents were overwritten"
 
 
-def test_a_half_precision_vae_encodes_in_full_precision(half: Any) -> None:
-    pipe, _ = half
-    seen: list[torch.dtype] = []
-    convolution = pipe.vae.encoder.down_blocks[0].resnets[0].conv1
-    handle = convolution.register_forward_hook(lambda *call: seen.append(call[2].dtype))
-    apply_memory(pipe, MemorySettings(lean_encode=True))
-    video(pipe, **SMALL)
-    handle.remove()
-    undo(pipe)
-    assert set(seen) == {torch.float32}
-    assert {parameter.dtype for parameter in pipe.vae.parameters()} == {torch.float16}
-
-
 # --- on and off -----------------------------------------------------------------------------------
 
 
 def test_new_settings_replace_the_old_ones(pipe: Any) -> None:
-    apply_memory(pipe, MemorySettings(layerwise_decode="gpu", lean_encode=True))
+    apply_memory(pipe, MemorySettings(layerwise_decode="gpu"))
     apply_memory(pipe, MemorySettings(split_guidance=True))
     assert traces(pipe) == {"svdnb_halves"}
 

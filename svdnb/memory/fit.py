@@ -27,7 +27,7 @@ TFLOP_PER_BYTE = T4_TFLOPS / 15.75e9
 OFFLOADS: tuple[Offload, ...] = ("none", "model", "group")
 CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
     "image encoder": ({},),
-    "VAE encode": ({}, {"lean_encode": True}),
+    "VAE encode": ({},),
     "UNet step": (
         {},
         {"forward_chunking": True},
@@ -42,7 +42,6 @@ SMALLEST = MemorySettings(
     offload="group",
     split_guidance=True,
     frames_at_a_time=5,
-    lean_encode=True,
     layerwise_decode="host",
 )
 """Every exact saving at once: the lowest peak that svdnb can reach."""

@@ -7,7 +7,6 @@ Each hook computes what the plain module computes, so the results are equal up t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -77,49 +76,6 @@ class TokensInSlices(ModelHook):  # type: ignore[misc]
                 encoder_hidden_states=context[:, part].flatten(0, 1),
             )
         return result
-
-
-class InBands(ModelHook):  # type: ignore[misc]
-    """Run a spatial residual block of the VAE on one band of rows at a time.
-
-    Group norms need statistics of the whole picture, so these are computed first. The result
-    overwrites the input if the shapes agree; nothing in the VAE reads that input again.
-    """
-
-    def __init__(self, bands: int) -> None:
-        super().__init__()
-        self.bands = bands
-
-    def new_forward(self, block: nn.Module, input_tensor: Tensor, temb: None = None) -> Tensor:
-        shortcut = block.conv_shortcut
-        hidden = input_tensor.new_empty(
-            (len(input_tensor), block.out_channels, *input_tensor.shape[2:])
-        )
-        for rows, band in self._norm_act_conv(block.norm1, block.conv1, input_tensor):
-            hidden[:, :, rows] = band
-        result = input_tensor if shortcut is None else shortcut(input_tensor)
-        for rows, band in self._norm_act_conv(block.norm2, block.conv2, hidden):
-            result[:, :, rows] += band
-        return result
-
-    def _norm_act_conv(self, norm: Any, conv: Any, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        height = x.shape[2]
-        bands = list(_slices(height, -(-height // self.bands)))
-        normalise = _normaliser(norm, [_moments(norm, x[:, :, rows]) for rows in bands])
-        for rows in bands:
-            # A 3x3 kernel also reads the row above and the row below.
-            above, below = max(rows.start - 1, 0), min(rows.stop + 1, height)
-            band = conv(F.silu(normalise(x[:, :, above:below])))
-            yield rows, band[:, :, rows.start - above : rows.stop - above]
-
-
-class InFloat32(ModelHook):  # type: ignore[misc]
-    """Run a module in full precision, with copies of its weights that live as long as the call."""
-
-    def new_forward(self, module: nn.Module, x: Tensor) -> Tensor:
-        with _float32_weights(module):
-            output: Tensor = self.fn_ref.original_forward(x.float())
-        return output
 
 
 class LayerByLayer(ModelHook):  # type: ignore[misc]
@@ -288,19 +244,3 @@ def _slices(length: int, step: int) -> Iterator[slice]:
 def _as_video(frames: Tensor) -> Tensor:
     """View (frames, channels, height, width) as (1, channels, frames, height, width)."""
     return frames.transpose(0, 1)[None]
-
-
-@contextmanager
-def _float32_weights(module: nn.Module) -> Iterator[None]:
-    weights = [
-        (part, name, weight)
-        for part in module.modules()
-        for name, weight in part.named_parameters(recurse=False)
-    ]
-    try:
-        for part, name, weight in weights:
-            setattr(part, name, nn.Parameter(weight.float(), requires_grad=False))
-        yield
-    finally:
-        for part, name, weight in weights:
-            setattr(part, name, weight)

@@ -282,7 +282,7 @@ _VISITS: dict[str, tuple[str, ...]] = {
 # Settings that make a difference in a stage.
 _RELEVANT = {
     "image encoder": (),
-    "VAE encode": ("lean_encode",),
+    "VAE encode": (),
     "UNet step": ("forward_chunking", "split_guidance", "frames_at_a_time"),
     "VAE decode": ("decode_chunk_size", "layerwise_decode"),
 }
@@ -352,7 +352,7 @@ def _cached(question: Mapping[str, Any], answer: Callable[[], dict[str, Any]]) -
 def _run(stage: str, video: Video, settings: MemorySettings, guidance: bool) -> dict[str, Any]:
     config = video.configs[PART[stage]]
     # The pipeline upcasts the VAE while it encodes.
-    upcast = stage == "VAE encode" and config.get("force_upcast", True) and not settings.lean_encode
+    upcast = stage == "VAE encode" and config.get("force_upcast", True)
     dtype = torch.float32 if upcast else video.dtype
     # "cpu" plays the GPU: attention takes its fused form there too.
     with FakeTensorMode(), torch.no_grad(), ExitStack() as undo_stack:

@@ -14,8 +14,6 @@ from torch import nn
 
 from svdnb.errors import Error
 from svdnb.memory.hooks import (
-    InBands,
-    InFloat32,
     InSlices,
     LayerByLayer,
     StreamedWeights,
@@ -31,8 +29,6 @@ Layerwise = Literal["no", "gpu", "host"]
 
 TOKEN_SLICES = 4
 """With `frames_at_a_time`, temporal transformers run on this many slices of the picture."""
-ENCODER_BANDS = 16
-"""With `lean_encode`, the VAE's residual blocks run on this many bands of rows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +47,6 @@ class MemorySettings:
     frames_at_a_time: run the UNet's spatial blocks on this many frames at a time (twice as many
     unless guidance is split), and its temporal blocks on a quarter of the picture. It includes what
     forward_chunking does.
-    lean_encode: encode the picture in full precision without upcasting the whole VAE.
     layerwise_decode: decode all frames together, layer by layer. Between layers the video waits on
     the "gpu" or in the memory of the "host".
 
@@ -63,7 +58,6 @@ class MemorySettings:
     decode_chunk_size: int | None = None
     split_guidance: bool = False
     frames_at_a_time: int | None = None
-    lean_encode: bool = False
     layerwise_decode: Layerwise = "no"
 
     def __post_init__(self) -> None:
@@ -143,17 +137,7 @@ def patch_unet(unet: Any, settings: MemorySettings, undo_stack: ExitStack) -> No
 def patch_vae(
     vae: Any, settings: MemorySettings, undo_stack: ExitStack, park: torch.device
 ) -> None:
-    """Encode in bands of rows, and decode layer by layer; `park` plays the host's memory."""
-    if settings.lean_encode:
-        for part in list(vae.encoder.modules()):
-            if isinstance(part, ResnetBlock2D):
-                hook(part, InBands(ENCODER_BANDS), "svdnb_bands", undo_stack)
-        if vae.config.force_upcast:
-            # The pipeline must not upcast the whole VAE: the encoder upcasts itself.
-            vae.register_to_config(force_upcast=False)
-            undo_stack.callback(vae.register_to_config, force_upcast=True)
-            hook(vae.encoder, InFloat32(), "svdnb_float32", undo_stack)
-            hook(vae.quant_conv, InFloat32(), "svdnb_float32", undo_stack)
+    """Decode layer by layer; `park` is the device that keeps the video between layers."""
     if settings.layerwise_decode != "no":
         where = park if settings.layerwise_decode == "host" else None
         hook(vae.decoder, LayerByLayer(where), "svdnb_layers", undo_stack)
