@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import platform
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ def describe_machine(device: str) -> dict[str, Any]:
     """The processor, what it can do, and the versions that a run depends on."""
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.exists() else set()
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    name = re.search(r"model name\s*:\s*(.+)", text)
     return {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "processor": platform.processor() or platform.machine(),
-        "instruction_sets": [name for name in wanted if name in flags],
+        "processor": name[1] if name else platform.machine(),
+        "instruction_sets": [flag for flag in wanted if flag in text.split()],
         "dtype": str(compute_dtype(device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "processes": world()[1],

@@ -143,12 +143,14 @@ def crop_photo(photo: Image.Image, rng: scenes.Rng) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def random_scene(rng: scenes.Rng, photos: list[Image.Image]) -> scenes.Scene:
+def random_scene(
+    rng: scenes.Rng, photos: list[Image.Image], approaches: float = 0.18
+) -> scenes.Scene:
     """Draw a scene, or let the camera approach a photograph or a heap of dead leaves."""
-    chance = rng.random()
-    if chance < 0.12:
+    chance = rng.random() / approaches
+    if chance < 2 / 3:
         return scenes.approach(crop_photo(photos[int(rng.integers(len(photos)))], rng))
-    if chance < 0.18:
+    if chance < 1:
         return scenes.approach(scenes.dead_leaves(rng), "leaves")
     return scenes.draw_scene(rng)
 
@@ -235,7 +237,7 @@ class Run:
     def _over(self) -> bool:
         """Processes end together: the first one's clock counts for all."""
         elapsed = time.monotonic() - self.started
-        clock = torch.tensor([self.before + elapsed, elapsed])
+        clock = torch.tensor([self.before + elapsed, elapsed], device=self.args.device)
         if self.processes > 1:
             dist.broadcast(clock, 0)
         self.spent = float(clock[0])
@@ -310,14 +312,8 @@ def train_vae(args: argparse.Namespace) -> None:
     vae, photos = run.learner.compute["vae"], load_photos()
 
     def picture(rng: scenes.Rng) -> dict[str, Any]:
-        chance = rng.random()
-        if chance < 0.4:
-            return {"picture": np.asarray(scenes.draw_scene(rng).frame(rng.uniform(0, 1.4)))}
-        if chance < 0.75:
-            large = crop_photo(photos[int(rng.integers(len(photos)))], rng)
-        else:
-            large = scenes.dead_leaves(rng)
-        return {"picture": np.asarray(large.resize(scenes.SIZE, Image.Resampling.BOX))}
+        scene = random_scene(rng, photos, approaches=0.6)
+        return {"picture": np.asarray(scene.frame(rng.uniform(0, 1.4)))}
 
     streams = run.streams(picture)
     for _ in run.steps(streams):
@@ -581,7 +577,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.state.mkdir(parents=True, exist_ok=True)
     if world()[1] > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+        on_gpus = args.device.startswith("cuda")
+        if on_gpus:
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(args.device)
+        dist.init_process_group("nccl" if on_gpus else "gloo")
     torch.manual_seed(args.seed)  # every process starts with the same weights
     STAGES[args.stage](args)
 
