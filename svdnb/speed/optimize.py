@@ -17,7 +17,8 @@ from svdnb.patches import hook, hook_names, refuse_compiled, replacing, stack
 if TYPE_CHECKING:
     from diffusers import StableVideoDiffusionPipeline
 
-# The fastest set as measured by benchmarks/speed.py on a CPU. No GPU has been measured yet.
+# On a CPU the fastest set that benchmarks/speed.py measured; on a GPU an estimate, as none has been
+# measured yet.
 BEST = {
     "cpu": ("one_token", "channels_last", "sub_pixel", "compile_unet"),
     "cuda": ("one_token", "channels_last", "compile_unet"),
@@ -27,9 +28,8 @@ BEST = {
 def speed_up(pipe: StableVideoDiffusionPipeline, only: Sequence[str] | None = None) -> list[str]:
     """Put exact speed-ups on a pipeline, replacing earlier ones; `undo` takes them off.
 
-    The frames stay the same up to rounding. By default this is the set that was fastest on this
-    kind of device; where compiling cannot work, it is left out and a line says why. `only` selects
-    speed-ups by name:
+    The frames stay the same up to rounding. By default this is the best known set for the device;
+    where compiling cannot work, it is left out and a line says why. `only` selects by name:
 
     "one_token": cross-attention skips queries and keys, because SVD attends to a single token.
     "channels_last": convolution weights in the channels-last memory layout.
