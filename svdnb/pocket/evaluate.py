@@ -182,11 +182,10 @@ class Animator:
         return video
 
 
-def measure(animate: Animator, count: int) -> tuple[dict[str, Any], Image.Image]:
+def measure(animate: Animator, count: int) -> tuple[dict[str, float], Image.Image]:
     """Measure every figure, and draw the contact sheet: a row a picture, frame 14 by bucket."""
     drawn, photos = held_out_scenes(count), held_out_photos()
     arrivals: dict[int, list[Arrival]] = {bucket: [] for bucket in BUCKETS}
-    by_kind: dict[str, list[float]] = {}
     slopes, correlations, sheet = [], [], []
     clip_psnr, first_psnr, drift, flicker, calm, sharp = ([] for _ in range(6))
     for world in [*drawn, *photos]:
@@ -207,7 +206,6 @@ def measure(animate: Animator, count: int) -> tuple[dict[str, Any], Image.Image]
                 sharp.append(sharpness(video))
                 continue
             clip_psnr.append(psnr(video, scenes.clip(world, bucket / 255) / 255))
-            by_kind.setdefault(world.kind, []).append(clip_psnr[-1])
             still = world.still_mask()
             if still.mean() > 0.05:
                 drift.append(color_drift(video, still))
@@ -236,13 +234,8 @@ def measure(animate: Animator, count: int) -> tuple[dict[str, Any], Image.Image]
         "seconds_a_video": np.median(animate.seconds),
         "resident_gb": psutil.Process().memory_info().rss / 1e9,
     }
-    report = {
-        "figures": {name: round(float(value), 3) for name, value in figures.items()},
-        "clip_psnr_127_db_by_kind": {
-            kind: round(float(np.mean(values)), 2) for kind, values in by_kind.items()
-        },
-    }
-    return report, Image.fromarray(np.concatenate(sheet, axis=0))
+    rounded = {name: round(float(value), 3) for name, value in figures.items()}
+    return rounded, Image.fromarray(np.concatenate(sheet, axis=0))
 
 
 def by_fps_and_noise(animate: Animator, pictures: Sequence[Image.Image]) -> dict[str, float]:
@@ -292,21 +285,25 @@ def main(argv: list[str] | None = None) -> None:
     add("--scenes", type=int, default=24, help="drawn scenes; four photographs come on top")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    report, sheet = measure(Animator(args.weights, args.steps, args.guidance), args.scenes)
-    report["marks"] = with_marks(report["figures"])
-    report["settings"] = {
-        "scenes": args.scenes,
-        "num_inference_steps": args.steps,
-        "max_guidance_scale": args.guidance,
-        "seed": 42,
+    figures, sheet = measure(Animator(args.weights, args.steps, args.guidance), args.scenes)
+    report = {
+        "figures": figures,
+        "marks": with_marks(figures),
+        "settings": {
+            "scenes": args.scenes,
+            "num_inference_steps": args.steps,
+            "max_guidance_scale": args.guidance,
+            "seed": 42,
+        },
+        "machine": describe_machine("cpu"),
     }
-    report["machine"] = describe_machine("cpu")
     (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     sheet.save(args.out / "contact_sheet.png")
-    compared = {"this": report["figures"]}
+    compared = {"this": figures}
     if args.against:
-        other, _ = measure(Animator(args.against, args.steps, args.guidance), args.scenes)
-        compared["against"] = other["figures"]
+        compared["against"], _ = measure(
+            Animator(args.against, args.steps, args.guidance), args.scenes
+        )
     print(table(compared))
 
 

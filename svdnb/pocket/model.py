@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
     UNetSpatioTemporalConditionModel,
 )
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from svdnb.pocket import scenes
+from svdnb.speed.optimize import OneTokenAttention
 
 WIDTH, HEIGHT = scenes.SIZE
 LATENT_CHANNELS = 16
@@ -103,17 +102,6 @@ def start_as_identity(model: nn.Module) -> None:
             nn.init.zeros_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-class OneTokenAttention:
-    """Cross-attention to one token: a softmax over one key is 1, so the result is its value."""
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
-    ) -> Tensor:
-        value = attn.to_out[0](attn.to_v(encoder_hidden_states))
-        value = value.repeat_interleave(hidden_states.shape[0] // value.shape[0], dim=0)
-        return value.expand(-1, hidden_states.shape[1], -1)
 
 
 def fold_cross_attention(unet: UNetSpatioTemporalConditionModel) -> None:

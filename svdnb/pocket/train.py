@@ -264,8 +264,8 @@ class Run:
         recent = self.curve[-50:]
         seconds = recent[-1]["seconds"] - recent[0]["seconds"]
         rate = (len(recent) - 1) * self.args.batch / seconds if seconds else math.nan
-        with contextlib.suppress(RuntimeWarning):
-            means = {k: round(float(np.nanmean([e[k] for e in recent])), 4) for k in report}
+        known = {k: [e[k] for e in recent if not math.isnan(e[k])] for k in report}
+        means = {k: round(sum(values) / len(values), 4) for k, values in known.items() if values}
         line = {"step": self.step, "minutes": round(self.spent / 60, 1), **means}
         print(json.dumps({**line, "examples_per_s": round(rate, 2)}), flush=True)
 

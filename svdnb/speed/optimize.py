@@ -135,10 +135,10 @@ def _one_token(pipe: Any, undo_stack: ExitStack) -> None:
     for name, module in pipe.unet.named_modules():
         if name.endswith("attn2"):
             undo_stack.callback(module.set_processor, module.processor)
-            module.set_processor(_OneTokenAttention())
+            module.set_processor(OneTokenAttention())
 
 
-class _OneTokenAttention:
+class OneTokenAttention:
     """Attention processor for SVD's cross-attention, whose only key is the picture's embedding.
 
     A softmax over one key is 1, so the result is the value of that token for every query.
