@@ -5,20 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from svdnb import Error, example_images, images, load_image
+from svdnb import Error, example_images, load_image
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 SIZE = (16, 8)
@@ -51,59 +49,16 @@ def near(found: Any, expected: tuple[int, int, int], tolerance: int = 2) -> bool
 # --- sources --------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_source_gives_the_same_picture(tmp_path: Path) -> None:
-    picture = quarters()
-    data, file = encoded(picture), tmp_path / "my picture.png"
-    file.write_bytes(data)
-    upload = {"name": "a.png", "type": "image/png", "size": len(data), "content": memoryview(data)}
-    values = np.asarray(picture)
-    sources = (
-        picture, data, bytearray(data), memoryview(data), file, str(file), (upload,), upload,
-        {"a.png": {"metadata": {}, "content": data}}, values, values / 255,
-        (values / 255).astype(np.float16), values[::-1][::-1],
-    )  # fmt: skip
-    wanted = load_image(picture, SIZE)
-    assert (wanted.mode, wanted.size) == ("RGB", SIZE)
-    for source in sources:
-        assert load_image(source, SIZE).tobytes() == wanted.tobytes()
-
-
-def test_the_value_of_a_real_upload_widget_is_taken() -> None:
-    widget = ipywidgets.FileUpload()
-    with pytest.raises(Error, match="Nothing was uploaded yet"):
-        load_image(widget.value, SIZE)
-    file = {"name": "a.png", "type": "image/png", "size": 1}
-    content = memoryview(encoded(quarters()))
-    now = datetime.now(timezone.utc)
-    widget.value = ({**file, "content": content, "last_modified": now},)
-    assert load_image(widget.value, SIZE).tobytes() == load_image(quarters(), SIZE).tobytes()
-
-
-def test_a_path_may_start_with_the_home_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    quarters().save(tmp_path / "a.png")
-    assert load_image("~/a.png", SIZE).size == SIZE
-
-
 class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         data = encoded(quarters())
-        if self.path == "/gone":
+        answers = {"/picture": data, "/page": b"<html>", "/half": data[: len(data) // 2]}
+        if self.path not in answers:
             self.send_error(404)
-            return
-        if self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", "/picture")
-            self.end_headers()
             return
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(
-            {"/picture": data, "/page": b"<html>", "/half": data[: len(data) // 2]}[self.path]
-        )
+        self.wfile.write(answers[self.path])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -117,37 +72,43 @@ def server() -> Iterator[str]:
         running.shutdown()
 
 
-def test_a_url_is_fetched_and_redirects_are_followed(server: str) -> None:
-    wanted = load_image(quarters(), SIZE).tobytes()
-    assert load_image(f"{server}/picture", SIZE).tobytes() == wanted
-    assert load_image(f"{server}/moved".replace("http", "HTTP"), SIZE).tobytes() == wanted
-
-
-@pytest.mark.parametrize(
-    ("path", "why"),
-    [("/gone", "404"), ("/page", "unknown format"), ("/half", "not a readable picture")],
-)
-def test_a_url_without_a_picture_is_explained(server: str, path: str, why: str) -> None:
-    with pytest.raises(Error, match=why):
-        load_image(server + path)
-
-
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:1/a.png", "http://", "http://[::1", "http://a b"]
-)
-def test_a_url_that_cannot_be_reached_is_explained(url: str) -> None:
-    with pytest.raises(Error, match="could not be fetched"):
-        load_image(url)
-
-
-def test_downloads_and_files_are_limited_in_size(
+def test_every_kind_of_source_gives_the_same_picture(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quarters().save(tmp_path / "a.png")
-    monkeypatch.setattr(images, "MAX_BYTES", 20)
-    for source in (f"{server}/picture", tmp_path / "a.png"):
-        with pytest.raises(Error, match="is larger than"):
-            load_image(source)
+    for home in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(home, str(tmp_path))
+    picture = quarters()
+    data, file = encoded(picture), tmp_path / "my picture.png"
+    file.write_bytes(data)
+    upload = {"name": "a.png", "type": "image/png", "size": len(data), "content": memoryview(data)}
+    values, url = np.asarray(picture), f"{server}/picture"
+    sources = (
+        picture, data, bytearray(data), memoryview(data), file, str(file), "~/my picture.png",
+        url, url.replace("http", "HTTP"), (upload,), upload,
+        {"a.png": {"metadata": {}, "content": data}}, values, values / 255,
+        (values / 255).astype(np.float16), values[::-1][::-1],
+    )  # fmt: skip
+    wanted = load_image(picture, SIZE)
+    assert (wanted.mode, wanted.size) == ("RGB", SIZE)
+    for source in sources:
+        assert load_image(source, SIZE).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("{server}/gone", "404"),
+        ("{server}/page", "unknown format"),
+        ("{server}/half", "not a readable picture"),
+        ("http://127.0.0.1:1/a.png", "could not be fetched"),
+        ("http://", "could not be fetched"),
+        ("http://[::1", "could not be fetched"),
+        ("http://a b", "could not be fetched"),
+    ],
+)
+def test_a_url_without_a_picture_is_explained(server: str, url: str, why: str) -> None:
+    with pytest.raises(Error, match=why):
+        load_image(url.format(server=server))
 
 
 def test_examples_are_found_by_name() -> None:
@@ -162,40 +123,25 @@ def test_examples_are_found_by_name() -> None:
 # --- modes ----------------------------------------------------------------------------------------
 
 
-def in_mode(mode: str) -> Image.Image:
-    """A picture of one opaque colour, as near to red as the mode can."""
-    red = Image.new("RGB", (4, 4), RED)
-    if mode.startswith("I;16"):
-        values = np.full((4, 4), 76 * 257, ">u2" if mode == "I;16B" else "<u2")
-        return Image.frombytes(mode, (4, 4), values.tobytes())
-    if mode == "I":
-        return Image.fromarray(np.full((4, 4), 76 * 257, np.int32))
-    if mode == "F":
-        return Image.fromarray(np.full((4, 4), 76 / 255, np.float32))
-    if mode in ("LA", "PA", "La", "RGBa"):
-        return red.convert("RGBA").convert("LA" if mode in ("LA", "La") else "RGBA").convert(mode)
-    return red.convert(mode)
-
-
 @pytest.mark.parametrize(
-    "mode",
-    ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I",
-     "F", "I;16", "I;16B", "I;16L"],
-)  # fmt: skip
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"]
+)
 def test_every_mode_keeps_its_colour(mode: str) -> None:
-    found = load_image(in_mode(mode), (4, 4))
-    assert found.mode == "RGB"
-    colour = found.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
-    grey = mode in ("L", "LA", "La", "I", "F") or mode.startswith("I;16")
+    by_way_of = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}.get(mode, mode)
+    red = Image.new("RGB", (4, 4), RED).convert(by_way_of).convert(mode)
+    found = load_image(red, (4, 4)).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     if mode == "1":  # dithered: neither black nor white
-        assert 20 < np.mean(colour) < 150
+        assert 20 < np.mean(found) < 150
     else:
-        assert near(colour, (76, 76, 76) if grey else RED)
+        assert near(found, (76, 76, 76) if mode.startswith("L") else RED)
 
 
-def test_16_bit_files_are_scaled_and_not_clipped() -> None:
-    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
-    found = np.asarray(load_image(encoded(Image.fromarray(ramp)), (8, 8)))[..., 0]
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
+def test_16_bit_pictures_are_scaled_and_not_clipped(mode: str) -> None:
+    ramp = np.linspace(0, 65535, 64).round().reshape(8, 8)
+    stored = ramp.astype({"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}[mode])
+    picture = Image.frombytes(mode, (8, 8), stored.tobytes())
+    found = np.asarray(load_image(picture, (8, 8)))[..., 0]
     assert np.abs(found - ramp / 257).max() <= 1
 
 
@@ -217,13 +163,6 @@ def test_transparency_becomes_white() -> None:
     assert near(load_image(palette, (4, 4)).getpixel((1, 1)), RED)
     assert corners(load_image(encoded(palette, transparency=0), (4, 4))) == white
     assert corners(load_image(np.zeros((4, 4, 4), np.uint8), (4, 4))) == white
-
-
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_the_first_picture_of_an_animation_is_used(kind: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (GREEN, RED)]
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert near(load_image(data, (8, 8)).getpixel((4, 4)), GREEN, 8)
 
 
 def test_photos_of_every_orientation_are_turned_upright() -> None:
@@ -298,33 +237,24 @@ CUT_OFF = encoded(quarters(200, 200), "JPEG")[:900]
         (Image.open(BytesIO(CUT_OFF)), r"The picture is not a readable picture \(.+\)"),
         (42, "int is not a picture"),
         ([quarters()], "list is not a picture"),
+        ((), "Nothing was uploaded yet"),
+        (Path(__file__), r"test_images\.py is not a readable picture \(unknown format\)"),
         ("no such picture", "There is no picture"),
         ("~nobody-of-this-name/a.png", "There is no picture|could not be read"),
         ("x" * 5000, "could not be read"),
         ("a\0b", "There is no picture|could not be read"),
         ("", "is a folder"),
         (np.zeros((4, 4, 2)), r"shape \(4, 4, 2\)"),
-        (np.zeros((4,)), r"shape \(4,\)"),
         (np.zeros((0, 4, 3)), r"shape \(0, 4, 3\)"),
-        (np.zeros((2, 4, 4, 3)), r"shape \(2, 4, 4, 3\)"),
         (np.full((4, 4), np.nan), "NaN"),
         (np.full((4, 4), 300.0), "from 300 to 300"),
         (np.zeros((4, 4), np.int64), "is int64"),
-        (np.zeros((4, 4), object), "is object"),
         (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "NaN"),
     ],
 )
 def test_what_is_not_a_picture_is_explained(source: Any, why: str) -> None:
     with pytest.raises(Error, match=why):
         load_image(source, SIZE)
-
-
-def test_files_that_are_not_pictures_are_explained_by_name(tmp_path: Path) -> None:
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "notes.txt").write_text("hello")
-    for name, why in (("", "is a folder"), ("empty.png", "is empty"), ("notes.txt", "unknown")):
-        with pytest.raises(Error, match=f"{name}.*{why}"):
-            load_image(tmp_path / name)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -340,7 +270,7 @@ def test_a_picture_with_too_many_pixels_is_explained(
 FILES = [encoded(quarters(), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(FILES), st.data())
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_files_give_a_picture_or_an_explanation(file: bytes, data: st.DataObject) -> None:
