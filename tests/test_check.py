@@ -47,11 +47,6 @@ def expect_miss(words: str, run: Callable[..., None], *answer: Any, **more: Any)
         run(*answer, **more)
 
 
-def test_an_open_exercise_waits(capsys: pytest.CaptureFixture[str]) -> None:
-    check.lasts(..., seconds=4)  # type: ignore[arg-type]
-    assert "Waiting for you" in capsys.readouterr().out
-
-
 def test_the_hint_follows_the_second_miss() -> None:
     shown = []
     for _ in range(2):
@@ -67,6 +62,7 @@ def test_progress_lists_titles_and_forgets_what_broke_again(
 ) -> None:
     check.animated(moving(1), STILL, CHECKPOINT)
     check.lasts(..., seconds=4)  # type: ignore[arg-type]
+    assert "Waiting for you" in capsys.readouterr().out
     check.same_video(moving(1), moving(1))  # not an exercise
     capsys.readouterr()
     check.progress()
@@ -85,7 +81,6 @@ def test_progress_lists_titles_and_forgets_what_broke_again(
     [
         (check.animated, (moving(1), "balloon", CHECKPOINT)),
         (check.lasts, (4, 4)),
-        (check.lasts, (__file__, 4)),
         (check.explains, ({"fps": "fast"}, moving(1), animate, STILL)),
         (check.grows, ("6.6 GiB", MemorySettings(), 20)),
         (check.bargain, (moving(1), moving(1), 1, 38)),
@@ -97,12 +92,6 @@ def test_an_unusable_answer_gets_a_sentence(run: Callable[..., None], answer: An
     expect_miss("could not use this answer|no file", run, *answer)
 
 
-def test_not_a_number_is_never_right() -> None:
-    result: Any = SimpleNamespace(break_even=lambda label, to: 3.0)
-    expect_miss("too few", check.pays_off, float("nan"), result)
-    expect_miss("too little", check.grows, float("nan"), RECIPE, 20)
-
-
 # Notebook 01
 
 
@@ -111,7 +100,6 @@ def test_not_a_number_is_never_right() -> None:
     [
         ([moving(1)], STILL, r"frames\[0\]"),
         (moving(1), STILL.resize((32, 32)), "the picture is 32x32, frame 1 64x48"),
-        ([frame.resize((32, 32)) for frame in moving(1)], STILL, "frame 1 32x32"),
         (moving(1)[:3], STILL, "num_frames"),
         (moving(1), STILL.transpose(Image.Transpose.ROTATE_180), "does not look like"),
     ],
@@ -139,7 +127,8 @@ def test_the_length_of_a_file(tmp_path: Path) -> None:
 def test_when_compiling_pays_off(truth: float) -> None:
     result: Any = SimpleNamespace(break_even=lambda label, to: truth)
     check.pays_off(truth, result)
-    expect_miss("too few", check.pays_off, 2, result)
+    for wrong in (2, float("nan")):
+        expect_miss("too few", check.pays_off, wrong, result)
 
 
 def test_a_bargain_is_cheap_and_close() -> None:
@@ -178,8 +167,8 @@ def test_settings_that_fit() -> None:
     ("settings", "words"),
     [
         (RECIPE, "differs from the recipe, got 0"),
-        (replace(HALVED, decode_chunk_size=1), "differs from the recipe, got 2"),
-        (replace(RECIPE, frames_at_a_time=5), "saves 0.54 GiB, expected 2 or more"),
+        (replace(HALVED, decode_chunk_size=None), "differs from the recipe, got 2"),
+        (replace(RECIPE, decode_chunk_size=1), "saves 0.00 GiB, expected 2 or more"),
         (replace(RECIPE, offload="group"), "moves 73 GiB for each video instead of 4"),
     ],
     ids=str,
@@ -214,14 +203,6 @@ def test_a_mystery_is_explained_by_measurements() -> None:
     wrong = {"noise_aug_strength": 0.1}
     expect_miss("not the first frame", check.explains, wrong, clip, animate, STILL)
     expect_miss("dictionary", check.explains, {"seed": 1}, clip, animate, STILL)
-
-
-def test_the_mystery_differs_from_the_defaults_in_two_numbers() -> None:
-    asked: dict[str, float] = {}
-    check.mystery(lambda **settings: asked.update(settings) or [])
-    defaults = {"motion_bucket_id": 127, "fps": 7, "noise_aug_strength": 0.02}
-    assert len(asked) == 2
-    assert all(defaults[name] != value for name, value in asked.items())
 
 
 def test_a_loop_has_no_seam(capsys: pytest.CaptureFixture[str]) -> None:
