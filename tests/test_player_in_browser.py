@@ -78,11 +78,7 @@ def test_show_plays_muted_with_controls_and_wide_enough(open_page: OpenPage) -> 
     assert state(page, "muted") == state(page, "controls") == state(page, "loop") == [True]
     assert state(page, "clientWidth")[0] >= PLAYER_WIDTH
     expect(page.get_by_label("Video, 14 frames at 7 fps, 2.0 s: dawn")).to_be_visible()
-
-
-def test_show_fits_a_telephone(open_page: OpenPage) -> None:
-    page = open_page(show(greys()).html)
-    page.set_viewport_size({"width": 320, "height": 600})
+    page.set_viewport_size({"width": 320, "height": 600})  # a telephone
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -127,21 +123,20 @@ def test_compare_steps_every_video_by_one_frame_from_the_keyboard(open_page: Ope
         wait_for_frames(page, number, number)
     page.keyboard.press("ArrowLeft")
     wait_for_frames(page, 3, 3)
+    for _ in range(5):  # quickly: all of them count
+        page.keyboard.press("ArrowRight")
+    wait_for_frames(page, 8, 8)
     page.keyboard.press("End")
     wait_for_frames(page, FRAMES, FRAMES)
     expect(page.get_by_role("status")).to_have_text("Frame 14 of 14")
 
 
-def test_keys_pressed_quickly_all_count(open_page: OpenPage) -> None:
-    page = open_page(compare({"a": greys(), "b": greys()}).html)
-    pause_at_first_frame(page)
-    for _ in range(5):
-        page.keyboard.press("ArrowRight")
-    wait_for_frames(page, 6, 6)
-
-
-def test_compare_plays_and_pauses_together(open_page: OpenPage) -> None:
-    page = open_page(compare({"a": greys(), "b": greys()}).html)
+def test_compare_plays_and_pauses_together_whatever_the_labels(open_page: OpenPage) -> None:
+    label = "<img src=x onerror='document.title=1'>\"&</script>"
+    page = open_page(compare({"a": greys(), label: greys()}).html)
+    assert page.locator("figcaption").nth(1).inner_text() == label
+    assert page.locator("img").count() == 0
+    assert page.title() == ""
     page.get_by_role("button", name="Pause").click()
     assert state(page, "paused") == [True, True]
     page.get_by_role("group").focus()
@@ -160,15 +155,6 @@ def test_the_slider_seeks_every_video(open_page: OpenPage) -> None:
     slider.fill("9")
     wait_for_frames(page, 10, 10)
     expect(slider).to_have_attribute("aria-valuetext", "Frame 10 of 14, 1.29 s")
-
-
-def test_space_on_a_button_presses_that_button(open_page: OpenPage) -> None:
-    page = open_page(compare({"a": greys(), "b": greys()}).html)
-    pause_at_first_frame(page)
-    page.get_by_role("button", name="Next frame").focus()
-    page.keyboard.press("Space")
-    wait_for_frames(page, 2, 2)
-    assert state(page, "paused") == [True, True]
 
 
 def test_a_video_that_fell_behind_catches_up(open_page: OpenPage) -> None:
@@ -217,23 +203,3 @@ def test_a_picture_is_shown_beside_the_videos(open_page: OpenPage) -> None:
     picture = page.get_by_alt_text("Still picture: start")
     expect(picture).to_be_visible()
     assert picture.evaluate("img => img.clientHeight") == state(page, "clientHeight")[0]
-
-
-def test_colours_on_screen_are_those_of_the_frames(open_page: OpenPage) -> None:
-    colour = (204, 80, 40)
-    page = open_page(show([Image.new("RGB", (112, 64), colour)] * 3).html)
-    page.wait_for_function("document.querySelector('video').currentTime > 0")
-    seen = page.evaluate(
-        """(() => { const canvas = new OffscreenCanvas(4, 4).getContext("2d");
-            canvas.drawImage(document.querySelector("video"), 0, 0, 4, 4);
-            return [...canvas.getImageData(1, 1, 1, 1).data].slice(0, 3); })()"""
-    )
-    assert np.abs(np.array(seen) - colour).max() <= 4
-
-
-def test_a_hostile_label_stays_text(open_page: OpenPage) -> None:
-    label = "<img src=x onerror='document.title=1'>\"&</script>"
-    page = open_page(show(greys(), label=label).html + compare({label: greys()}).html)
-    assert page.locator("figcaption").nth(1).inner_text() == label
-    assert page.locator("img").count() == 0
-    assert page.title() == ""

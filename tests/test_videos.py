@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -45,10 +43,6 @@ def decode(path: Path) -> tuple[dict[str, Any], Array]:
     return about, np.stack(pictures)
 
 
-def pictures(clip: Array) -> list[Image.Image]:
-    return [Image.fromarray((frame * 255).round().astype(np.uint8)) for frame in clip]
-
-
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -76,15 +70,10 @@ def test_every_frame_arrives_in_order_with_its_colours(tmp_path: Path) -> None:
 
 def test_pictures_floats_and_bytes_give_the_same_file(tmp_path: Path) -> None:
     clip = disc(3)
-    kinds = {
-        "float64": clip,
-        "float32": clip.astype(np.float32),
-        "uint8": (clip * 255).round().astype(np.uint8),
-        "pictures": pictures(clip),
-        "list of arrays": list(clip),
-    }
-    contents = {save(frames, tmp_path / "x.mp4").read_bytes() for frames in kinds.values()}
-    assert len(contents) == 1
+    levels = (clip * 255).round().astype(np.uint8)
+    pictures = [Image.fromarray(frame) for frame in levels]
+    kinds: list[Any] = [clip, clip.astype(np.float32), levels, pictures, list(clip)]
+    assert len({save(frames, tmp_path / "x.mp4").read_bytes() for frames in kinds}) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,24 +85,16 @@ def test_pictures_floats_and_bytes_give_the_same_file(tmp_path: Path) -> None:
         ((112, 64), 1, (112, 64)),
         ((112, 64), 2, (224, 128)),
         ((33, 31), 1, (34, 32)),
+        ((1, 1), 1, (2, 2)),
     ],
 )
-def test_small_videos_are_enlarged_by_a_whole_factor(
+def test_small_videos_are_enlarged_by_a_whole_factor_and_sides_become_even(
     tmp_path: Path, size: tuple[int, int], scale: Any, written: tuple[int, int]
 ) -> None:
     clip = encode(disc(2, *size), scale=scale)
-    about, _ = decode(clip.write(tmp_path / "x.mp4"))
+    about, seen = decode(clip.write(tmp_path / "x.mp4"))
     assert about["size"] == (clip.width, clip.height) == written
-
-
-@settings(max_examples=12, deadline=None)
-@given(width=st.integers(1, 70), height=st.integers(1, 70), frames=st.integers(1, 4))
-def test_any_size_and_length_is_kept_whole(
-    tmp_path_factory: pytest.TempPathFactory, width: int, height: int, frames: int
-) -> None:
-    path = tmp_path_factory.mktemp("any") / "x.mp4"
-    _, seen = decode(save(disc(frames, width, height), path, scale=1))
-    assert seen.shape == (frames, height + height % 2, width + width % 2, 3)
+    assert len(seen) == 2
 
 
 def test_an_odd_side_grows_by_a_copy_of_its_last_pixel(tmp_path: Path) -> None:
@@ -129,58 +110,33 @@ def test_folders_are_made_and_the_path_returned(tmp_path: Path) -> None:
     wanted = tmp_path / "new" / "deep" / "a: film.MP4"
     assert save(disc(1), str(wanted)) == wanted
     assert [p.name for p in wanted.parent.iterdir()] == [wanted.name]
-
-
-def test_others_may_read_the_file_as_they_may_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
-    path = save(disc(1), tmp_path / "x.mp4")
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert wanted.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it, too"
 
 
 BROKEN_FFMPEG = "import sys; sys.stdin.buffer.read(); sys.exit('no space left on device')"
 
 
-def test_a_failing_ffmpeg_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stopped", [False, True], ids=["ffmpeg fails", "Ctrl-C"])
+def test_an_unfinished_file_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
     path = save(disc(2), tmp_path / "x.mp4")
     before = path.read_bytes()
     real_run = subprocess.run
 
-    def fail_after_writing_half(command: list[str], **options: Any) -> Any:
+    def break_off_half_way(command: list[str], **options: Any) -> Any:
         Path(command[-1]).write_bytes(b"half a film")
+        if stopped:
+            raise KeyboardInterrupt
         return real_run([sys.executable, "-c", BROKEN_FFMPEG], **options)
 
-    monkeypatch.setattr(subprocess, "run", fail_after_writing_half)
-    with pytest.raises(Error, match="no space left on device"):
+    monkeypatch.setattr(subprocess, "run", break_off_half_way)
+    why = None if stopped else "no space left on device"
+    with pytest.raises(KeyboardInterrupt if stopped else Error, match=why):
         save(disc(3), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_stopping_the_notebook_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = save(disc(2), tmp_path / "x.mp4")
-    before = path.read_bytes()
-
-    def interrupt(command: list[str], **_: Any) -> Any:
-        Path(command[-1]).write_bytes(b"half a film")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(subprocess, "run", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        save(disc(3), path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_an_ffmpeg_that_is_not_there_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere" / "ffmpeg"))
-    with pytest.raises(Error, match="ffmpeg could not be started"):
-        save(disc(1), tmp_path / "x.mp4")
 
 
 def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
@@ -206,18 +162,15 @@ RGB = Image.new("RGB", (8, 8))
         (None, "NoneType is not a list of frames"),
         ((f for f in [RGB]), "generator is not a list of frames"),
         (RGB, "Image is not a list of frames"),
-        ("film.mp4", "str is not a list of frames"),
         ([RGB, GREY], r"Frame 2 has mode L.*convert\('RGB'\)"),
         ([CLEAR], "Frame 1 has mode RGBA"),
         ([RGB, RGB, Image.new("RGB", (8, 9))], "Frame 3 differs in size"),
         (np.full((2, 8, 8, 3), np.nan), "NaN.*float32"),
         (np.full((2, 8, 8, 3), np.inf, np.float16), "NaN or infinity"),
         (np.full((2, 8, 8, 3), -1.0), r"from -1 to -1, not from 0 to 1.*\(values \+ 1\) / 2"),
-        (np.full((2, 8, 8, 3), 255.0), "from 255 to 255"),
         (np.zeros((2, 8, 8, 3), int), "int64.*uint8"),
         (np.zeros((1, 2, 8, 8, 3)), r"batch of videos.*frames\[0\]"),
         (np.zeros((2, 3, 8, 8)), "colours last"),
-        (np.zeros((2, 8, 8)), "colours last"),
     ],
 )
 def test_frames_that_cannot_be_used_are_told_apart(tmp_path: Path, frames: Any, says: str) -> None:
@@ -229,23 +182,20 @@ def test_frames_that_cannot_be_used_are_told_apart(tmp_path: Path, frames: Any, 
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("fps", [0, -7, float("nan"), float("inf"), "7"])
-def test_an_impossible_rate_is_refused(tmp_path: Path, fps: Any) -> None:
-    with pytest.raises(Error, match="fps is"):
-        save(disc(1), tmp_path / "x.mp4", fps)
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        *[("x.mp4", {"fps": fps}, "fps is") for fps in (0, float("nan"), float("inf"), "7")],
+        *[("x.mp4", {"scale": scale}, "scale is") for scale in (0, 1.5, "big")],
+        *[(name, {}, "Name the file like") for name in ("x.gif", "x", "x.mp4.txt")],
+    ],
+)
+def test_an_impossible_rate_scale_or_name_is_refused(
+    tmp_path: Path, name: str, options: Any, says: str
+) -> None:
+    with pytest.raises(Error, match=says):
+        save(disc(1), tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("scale", [0, -1, 1.5, "big"])
-def test_an_impossible_scale_is_refused(tmp_path: Path, scale: Any) -> None:
-    with pytest.raises(Error, match="scale is"):
-        save(disc(1), tmp_path / "x.mp4", scale=scale)
-
-
-@pytest.mark.parametrize("name", ["x.gif", "x", "x.mp4.txt"])
-def test_a_name_without_mp4_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(Error, match="Name the file like"):
-        save(disc(1), tmp_path / name)
 
 
 # --- filmstrips -----------------------------------------------------------------------------------
@@ -286,10 +236,3 @@ def test_a_filmstrip_is_as_wide_as_asked_and_numbered_where_there_is_room() -> N
         filmstrip(clip, width=20)
     with pytest.raises(Error, match="count is 1"):
         filmstrip(clip, count=1)
-
-
-def test_importing_stays_light() -> None:
-    heavy = "{'torch', 'diffusers', 'imageio', 'imageio_ffmpeg', 'IPython'}"
-    code = f"import sys, svdnb.videos; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
