@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -29,17 +27,12 @@ def test_motion_score_is_the_shift(pixels: int) -> None:
     assert motion_score(shifted(pixels)) == pytest.approx(pixels, rel=0.1)
 
 
-def test_a_still_clip_scores_zero() -> None:
-    still = shifted(0)
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (13, 40), (64, 64)])
+def test_a_still_clip_of_any_size_scores_zero(height: int, width: int) -> None:
+    still = [(texture()[:height, :width] * 255).round().astype(np.uint8)] * 3
     assert motion_score(still) == 0
     assert flicker(still) == 0
-
-
-@settings(max_examples=5, deadline=None)
-@given(st.integers(0, 50))
-def test_motion_does_not_depend_on_the_direction_of_time(seed: int) -> None:
-    clip = shifted(2, frames=3, seed=seed)
-    assert motion_score(clip) == pytest.approx(motion_score(clip[::-1]), rel=0.1)
+    assert similarity(still, still[0]).clip_ssim == pytest.approx(1)
 
 
 def test_noise_raises_flicker_and_not_motion() -> None:
@@ -97,28 +90,6 @@ def test_measurements_are_plain_floats_for_pictures_and_arrays_alike() -> None:
     assert motion_score(pictures) == pytest.approx(motion_score(clip), abs=1e-6)
     for value in (motion_score(clip), flicker(clip), *similarity(clip, clip[0])):
         assert type(value) is float
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(8, 40), st.integers(8, 40), st.booleans(), st.integers(0, 99))
-def test_any_size_and_type_is_measured(
-    height: int, width: int, as_pictures: bool, seed: int
-) -> None:
-    whole = (texture(seed)[:height, :width] * 255).astype(np.uint8)
-    still = [whole] * 3
-    clip = [Image.fromarray(frame) for frame in still] if as_pictures else np.stack(still)
-    assert motion_score(clip) == 0
-    assert flicker(clip) == 0
-    assert similarity(clip, Image.fromarray(whole)).clip_ssim == pytest.approx(1)
-
-
-@settings(max_examples=8, deadline=None)
-@given(st.integers(0, 99), st.floats(1, 4))
-def test_more_noise_is_more_flicker(seed: int, levels: float) -> None:
-    clip, noise = shifted(0), np.random.default_rng(seed).normal(0, 1 / 255, (4, 64, 64, 3))
-    still = np.ones((64, 64), bool)
-    little, much = (np.clip(clip + share * levels * noise, 0, 1) for share in (0.5, 1))
-    assert 0 < flicker(little, still) < flicker(much, still)
 
 
 def test_unusable_input_is_explained() -> None:

@@ -120,12 +120,3 @@ def test_the_cell_installs_this_version_from_the_repository() -> None:
     repository = importlib.metadata.metadata("svdnb").get_all("Project-URL") or []
     (url,) = (line.split(", ")[1] for line in repository if line.startswith("Repository"))
     assert f"svdnb @ git+{url}@v{svdnb.__version__}" == REQUIREMENT
-
-
-def test_the_wheel_has_all_files_of_the_package(wheel: Path) -> None:
-    files = {
-        path.relative_to(style.ROOT).as_posix()
-        for path in (style.ROOT / "svdnb").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
-    }
-    assert files <= set(zipfile.ZipFile(wheel).namelist())

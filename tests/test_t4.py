@@ -31,12 +31,6 @@ def t4(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
 
 
-def test_svd_xt_is_chosen_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SVDNB_CHECKPOINT", raising=False)
-    found = svdnb.checkpoint()
-    assert (found.name, found.dtype, found.variant) == ("svd-xt", torch.float16, "fp16")
-
-
 def test_the_fastest_plan_fits_gpu_and_host() -> None:
     plan = svdnb.fit_memory("auto")
     assert plan.prediction.num_frames == 25
