@@ -1,4 +1,4 @@
-"""Read notebooks: their headings, words, pictures, code, and the names they use."""
+"""Read notebooks: their headings, pictures, code, and the names they use."""
 
 from __future__ import annotations
 
@@ -27,14 +27,6 @@ def prose(notebook: Any) -> str:
     return re.sub(r"^(```|~~~).*?^\1[ \t]*$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def words(notebook: Any) -> int:
-    """Count the words of running text: no headings, tables, code, link targets, HTML or badges."""
-    text = re.sub(r"^(?:#|\|).*$", "", prose(notebook), flags=re.MULTILINE)
-    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", " ", text)
-    text = re.sub(r"\]\([^)]*\)|<[^>]+>|`[^`\n]*`", " ", text)
-    return len(re.findall(r"\w[\w'.,/-]*", text))
-
-
 def headings(notebook: Any) -> list[int]:
     """Return the levels of the headings, in order: 1 for an H1. HTML headings count as well."""
     found = re.findall(r"^ {0,3}(#{1,6})\s|<h([1-6])", prose(notebook), flags=re.MULTILINE)
@@ -54,15 +46,6 @@ def missing_alternatives(notebook: Any) -> list[str]:
 
 def code_cells(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def code_lines(notebook: Any) -> int:
-    """Count the lines of code that are not blank, in cells and in folded solutions."""
-    folded = re.findall(
-        r"^```python\n(.*?)^```", "\n".join(c.source for c in notebook.cells), re.M | re.S
-    )
-    cells = [cell.source for cell in code_cells(notebook)]
-    return sum(bool(line.strip()) for source in cells + folded for line in source.splitlines())
 
 
 def tags(cell: Any) -> set[str]:
