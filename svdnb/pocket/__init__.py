@@ -1,1 +1,1 @@
-"""Pocket SVD: the small checkpoint that comes along, the world it learned, and its recipe."""
+"""Pocket SVD: the bundled checkpoint, and the programs that train and measure it."""

@@ -38,8 +38,7 @@ NOISE = (0.0, 0.02, 0.1, 0.3, 0.6, 1.0)
 MARGIN = 3
 """Pixels around a thing that belong to its patch."""
 
-Test = Callable[[float, float], bool]
-MARKS: dict[str, tuple[Test, float]] = {
+MARKS: dict[str, tuple[Callable[[float, float], bool], float]] = {
     "displacement_slope": (lambda value, _: 0.85 <= value <= 1.15, 1.0),
     "displacement_correlation": (operator.ge, 0.95),
     "integrity_ssim_127": (operator.ge, 0.7),

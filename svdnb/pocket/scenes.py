@@ -38,7 +38,6 @@ WAYS = {
 Color = tuple[int, int, int]
 Point = tuple[float, float]
 Rng = np.random.Generator
-Frames = NDArray[np.uint8]
 
 
 @dataclass
@@ -133,7 +132,7 @@ def travel_step(motion: float, fps: float) -> float:
 
 def clip(
     scene: Scene, motion: float, fps: float = REFERENCE_FPS, num_frames: int = NUM_FRAMES
-) -> Frames:
+) -> NDArray[np.uint8]:
     """Draw a clip: uint8 frames (num_frames, height, width, 3).
 
     motion is `motion_bucket_id / 255`.

@@ -110,9 +110,6 @@ class Stream:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator)
 
-    def uniform(self) -> float:
-        return float(self.rng.random())
-
 
 def _read(file: Path) -> dict[str, Any]:
     with np.load(file) as arrays:
@@ -433,7 +430,7 @@ def train_unet(args: argparse.Namespace) -> None:
         target = torch.tensor(np.stack([i["latents"] for i in items])).float().to(device) * scale
         strength = torch.stack([torch.exp(s.normal(1) * 0.5 - 3.0) for s in streams])
         noise = torch.stack([s.normal(*pictures.shape[1:]) for s in streams])
-        kept = torch.tensor([float(s.uniform() > 0.1) for s in streams]).to(device)
+        kept = torch.tensor([float(s.rng.random() > 0.1) for s in streams]).to(device)
         condition = encode((pictures + strength.view(-1, 1, 1, 1) * noise).to(device))
         condition = (condition * kept.view(-1, 1, 1, 1)).unsqueeze(1).expand_as(target)
         seen = run.learner.input(prepare(pictures.to(device)))
@@ -465,8 +462,8 @@ def train_unet(args: argparse.Namespace) -> None:
 
 def random_sigma(stream: Stream) -> float:
     """Draw a noise level: eight of ten from 0.4 to the highest, evenly in the logarithm."""
-    if stream.uniform() < 0.8:
-        return float(0.4 * (SIGMA_MAX / 0.4) ** stream.uniform())
+    if stream.rng.random() < 0.8:
+        return float(0.4 * (SIGMA_MAX / 0.4) ** stream.rng.random())
     return float(torch.exp(stream.normal(1) - 1.5).clamp(0.002, SIGMA_MAX))
 
 
