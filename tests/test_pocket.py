@@ -147,7 +147,9 @@ def test_orthogonal_makes_singular_values_near_one() -> None:
 def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     start = ["--state", str(tmp_path), "--checkpoint", str(NEXT)]
     for stage in ("unet", "decoder"):
-        train.main([stage, *start, "--steps", "0", "--pool", "1", "--batch", "1", "--device", "cpu"])
+        train.main(
+            [stage, *start, "--steps", "0", "--pool", "1", "--batch", "1", "--device", "cpu"]
+        )
     train.main(["export", *start, "--out", str(tmp_path / "weights")])
     for file in NEXT.rglob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "weights" / file.relative_to(NEXT)).read_bytes()
