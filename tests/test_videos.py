@@ -155,7 +155,7 @@ RGB = Image.new("RGB", (8, 8))
 
 
 @pytest.mark.parametrize(
-    ("frames", "says"),
+    ("frames", "expected"),
     [
         ([], "no frames"),
         (np.zeros((0, 8, 8, 3)), "at least one RGB picture"),
@@ -173,17 +173,19 @@ RGB = Image.new("RGB", (8, 8))
         (np.zeros((2, 3, 8, 8)), "colours last"),
     ],
 )
-def test_frames_that_cannot_be_used_are_told_apart(tmp_path: Path, frames: Any, says: str) -> None:
+def test_frames_that_cannot_be_used_are_told_apart(
+    tmp_path: Path, frames: Any, expected: str
+) -> None:
     path = tmp_path / "x.mp4"
     path.write_bytes(b"an older film")
-    with pytest.raises(Error, match=says):
+    with pytest.raises(Error, match=expected):
         save(frames, path)
     assert path.read_bytes() == b"an older film"
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "says"),
+    ("name", "options", "expected"),
     [
         *[("x.mp4", {"fps": fps}, "fps is") for fps in (0, float("nan"), float("inf"), "7")],
         *[("x.mp4", {"scale": scale}, "scale is") for scale in (0, 1.5, "big")],
@@ -191,9 +193,9 @@ def test_frames_that_cannot_be_used_are_told_apart(tmp_path: Path, frames: Any, 
     ],
 )
 def test_an_impossible_rate_scale_or_name_is_refused(
-    tmp_path: Path, name: str, options: Any, says: str
+    tmp_path: Path, name: str, options: Any, expected: str
 ) -> None:
-    with pytest.raises(Error, match=says):
+    with pytest.raises(Error, match=expected):
         save(disc(1), tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
 

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from svdnb.checkpoints import Checkpoint, checkpoint, quiet
+from svdnb.checkpoints import FRAMES, Checkpoint, checkpoint, quiet
 from svdnb.errors import Error
 from svdnb.memory.settings import MemorySettings, patch_unet, patch_vae
 from svdnb.memory.tracker import HOST, Tracker, flop_counter
@@ -169,7 +169,7 @@ def full_size_configs(name: str) -> dict[str, dict[str, Any]]:
     They agree with the config.json files of stabilityai/stable-video-diffusion-img2vid and
     -img2vid-xt. The UNet's are diffusers' defaults, except for the number of frames.
     """
-    unet = {"num_frames": {"svd": 14, "svd-xt": 25}[name]}
+    unet = {"num_frames": FRAMES[name]}
     vae = {
         "down_block_types": ["DownEncoderBlock2D"] * 4,
         "block_out_channels": [128, 256, 512, 512],
