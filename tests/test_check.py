@@ -38,8 +38,8 @@ def animate(motion_bucket_id: int = 100, fps: int = 7, noise_aug_strength: float
 
 @pytest.fixture(autouse=True)
 def _new_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_misses", {})
-    monkeypatch.setattr(check, "_solved", set())
+    monkeypatch.setattr(check.exercises, "_misses", {})
+    monkeypatch.setattr(check.exercises, "_solved", set())
 
 
 def expect_miss(words: str, run: Callable[..., None], *answer: Any, **more: Any) -> None:
