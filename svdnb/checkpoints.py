@@ -61,11 +61,19 @@ class Checkpoint:
     max_guidance_scale: float = 3.0
     reason: str = field(default="", compare=False)
 
+    @property
+    def wants_channels_last(self) -> bool:
+        """Whether `load` puts channels last: a CPU's unit for bfloat16 needs them there."""
+        import torch
+
+        return self.device == "cpu" and self.dtype == torch.bfloat16
+
     def load(self) -> StableVideoDiffusionPipeline:
         """Load the pipeline; on a small GPU, each part is moved there only while it works.
 
         Raises Error if the checkpoint cannot be downloaded, read, or held in memory.
         """
+        import torch
         from diffusers import StableVideoDiffusionPipeline
 
         print(f"Loading {self.description}{self.reason and f'; {self.reason}'}")
@@ -77,6 +85,10 @@ class Checkpoint:
                 pipe.enable_model_cpu_offload()
             else:
                 pipe.to(self.device)
+            if self.wants_channels_last:
+                for module in (*pipe.unet.modules(), *pipe.vae.modules()):
+                    if isinstance(module, torch.nn.Conv2d):
+                        module.to(memory_format=torch.channels_last)
         except Exception as error:
             raise Error(_why_not_loaded(self, error)) from error
         return pipe
@@ -85,15 +97,32 @@ class Checkpoint:
 # --- choosing -------------------------------------------------------------------------------------
 
 
-def checkpoint(name: str | os.PathLike[str] = "auto") -> Checkpoint:
+def checkpoint(
+    name: str | os.PathLike[str] = "auto", dtype: torch.dtype | None = None
+) -> Checkpoint:
     """Find a checkpoint: "auto", "pocket", "svd", "svd-xt", or a folder in diffusers' layout.
 
     "auto" takes what the environment variable SVDNB_CHECKPOINT names; if it is not set, SVD-XT on
-    a CUDA GPU with at least 12 GiB, and Pocket SVD elsewhere.
+    a CUDA GPU with at least 12 GiB, and Pocket SVD elsewhere. By default dtype is float16 on a
+    GPU, bfloat16 on a CPU with a unit for its matrix products (Intel AMX), and float32 elsewhere.
 
-    Raises Error for an unknown name, and for a folder that is missing, incomplete, or holds
-    another kind of model.
+    Raises Error for an unknown name, for a folder that is missing, incomplete, or holds another
+    kind of model, and for a dtype that this GPU only emulates.
     """
+    import torch
+
+    found = _find(name)
+    if dtype is None:
+        return found
+    if found.device == "cuda" and dtype == torch.bfloat16 and not has_bfloat16("cuda"):
+        raise Error(
+            "This GPU only emulates bfloat16, which is very slow (compute capability 8 has it). "
+            "Use dtype=torch.float16."
+        )
+    return replace(found, dtype=dtype)
+
+
+def _find(name: str | os.PathLike[str]) -> Checkpoint:
     _hide_loading_bars()
     name = os.fspath(name)
     if name == "auto":
@@ -164,7 +193,20 @@ def _device() -> dict[str, Any]:
 
     if torch.cuda.is_available():
         return {"device": "cuda", "dtype": torch.float16}
-    return {"device": "cpu", "dtype": torch.float32}
+    return {"device": "cpu", "dtype": torch.bfloat16 if has_bfloat16("cpu") else torch.float32}
+
+
+def has_bfloat16(device: str) -> bool:
+    """Tell whether the GPU ("cuda") or processor ("cpu") has a unit for bfloat16.
+
+    On a GPU that is compute capability 8 (`torch.cuda.is_bf16_supported` counts emulation, too),
+    on a processor AMX.
+    """
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.get_device_capability() >= (8, 0))
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _pocket() -> Checkpoint:
