@@ -64,13 +64,14 @@ def memory_bars(predictions: Mapping[str, Prediction], limit: float = 8) -> Char
     figure, (panel,) = _canvas(1, (9, 1.1 + 0.45 * len(predictions)))
     told: list[str] = []
     for label, prediction in predictions.items():
+        row = _plain(label)
         stage, peak = max(prediction.stages.items(), key=lambda item: item[1].peak)
         left = 0.0
         for kind, color in zip(KINDS, COLORS, strict=True):
             width = peak.alive[kind] / 2**30
-            panel.barh(label, width, left=left, color=color, label=None if told else kind)
+            panel.barh(row, width, left=left, color=color, label=None if told else kind)
             left += width
-        _write_beside(panel, left, label, f"{left:.1f} GiB, {stage}")
+        _write_beside(panel, left, row, f"{left:.1f} GiB, {stage}")
         told.append(f"{label}: {left:.1f} GiB, in the stage {stage}")
     panel.axvline(limit, color="black", linestyle="--", linewidth=1, label=f"{limit:g} GiB")
     _rows_from_zero(panel, "GiB at the peak")
@@ -83,10 +84,10 @@ def speed_bars(result: Benchmark) -> Chart:
     figure, (panel,) = _canvas(1, (9, 0.7 + 0.4 * len(result.timings)))
     told: list[str] = []
     for label, timing in result.timings.items():
-        ratio = result.ratio(label)
-        panel.barh(label, ratio.value, color=BLUE)
-        panel.plot([ratio.low, ratio.high], [label, label], color="black", linewidth=2)
-        _write_beside(panel, ratio.high, label, f"{ratio.value:.2f}x, {timing.median:.2f} s")
+        row, ratio = _plain(label), result.ratio(label)
+        panel.barh(row, ratio.value, color=BLUE)
+        panel.plot([ratio.low, ratio.high], [row, row], color="black", linewidth=2)
+        _write_beside(panel, ratio.high, row, f"{ratio.value:.2f}x, {timing.median:.2f} s")
         told.append(f"{label}: {ratio}")
     panel.axvline(1, color="black", linestyle="--", linewidth=1)
     _rows_from_zero(panel, "times as fast")
@@ -96,7 +97,7 @@ def speed_bars(result: Benchmark) -> Chart:
 def stage_bars(stages: Mapping[str, StageTimes]) -> Chart:
     """Draw the seconds of each stage of a video: a row per pipeline, its steps side by side."""
     figure, (panel,) = _canvas(1, (9, 1.1 + 0.45 * len(stages)))
-    for row, (label, times) in enumerate(stages.items()):
+    for number, (label, times) in enumerate(stages.items()):
         parts = [
             ("VAE encode, image encoder", [times.image_encoder + times.vae_encode], GREEN),
             ("UNet, step by step", times.steps, BLUE),
@@ -104,9 +105,9 @@ def stage_bars(stages: Mapping[str, StageTimes]) -> Chart:
         ]
         left = 0.0
         for name, seconds, color in parts:
-            for number, width in enumerate(seconds):
-                legend = name if row == number == 0 else None
-                panel.barh(label, width, left=left, color=color, edgecolor="white", label=legend)
+            for step, width in enumerate(seconds):
+                legend = name if number == step == 0 else None
+                panel.barh(_plain(label), width, 0.8, left, color=color, ec="white", label=legend)
                 left += width
     _rows_from_zero(panel, "seconds")
     figure.legend(ncols=3, **_ABOVE)
@@ -137,7 +138,7 @@ def roofline_chart(roof: Roofline, seconds: Mapping[str, float] | None = None) -
         told.append(text)
     for (label, took), style in zip((seconds or {}).items(), cycle(["--", ":", "-."])):
         text = f"{label}, whole: {roof.share(took):.0%} of the peak"
-        panel.axhline(roof.tflop / took, color="gray", linestyle=style, label=text)
+        panel.axhline(roof.tflop / took, color="gray", linestyle=style, label=_plain(text))
         told.append(text)
     panel.set(xscale="log", yscale="log", ylabel="TFLOP/s", xlabel="operations per byte moved")
     panel.set_ylim(roof.ceiling / 300, roof.ceiling * 2)
@@ -151,7 +152,7 @@ def tradeoff(prices: Mapping[str, tuple[float, float]]) -> Chart:
     told: list[str] = []
     for (label, (ratio, psnr)), marker in zip(prices.items(), cycle(MARKERS)):
         told.append(f"{label}: {ratio:.2f}x at {psnr:.1f} dB")
-        panel.scatter(ratio, psnr, 80, marker=marker, alpha=0.7, label=told[-1])
+        panel.scatter(ratio, psnr, 80, marker=marker, alpha=0.7, label=_plain(told[-1]))
     panel.set(xlabel="times as fast", ylabel="PSNR to the exact frames, dB")
     panel.margins(0.15)
     figure.legend(**_BESIDE)
@@ -169,6 +170,11 @@ def _canvas(panels: int, size: tuple[float, float], **options: Any) -> tuple[Any
 
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(1, panels, squeeze=False, **options)[0]
+
+
+def _plain(text: str) -> str:
+    """Escape what matplotlib would read as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _write_beside(panel: Any, x: float, row: str, text: str) -> None:
