@@ -1,10 +1,11 @@
-"""The command line: `python -m svdnb animate photo.jpg`, `fit`, `prefetch` and `doctor`."""
+"""The command line: `python -m svdnb animate photo.jpg`, `inspect`, `fit`, `prefetch`, `doctor`."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ examples:
   python -m svdnb animate photo.jpg
   python -m svdnb animate photo.jpg -o my.mp4 --motion-bucket-id 180 --seed 7
   python -m svdnb animate photo.jpg --checkpoint svd-xt --decode-chunk-size 2
+  python -m svdnb inspect my.mp4
   python -m svdnb fit --vram 6
   python -m svdnb prefetch svd-xt --to checkpoints/svd-xt
 
@@ -44,6 +46,8 @@ exit codes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see `--help`)."""
     options = _parser().parse_args(arguments)
+    if arguments is None:  # the real command line, not a test
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends ffmpeg, leaves no litter
     try:
         code: int = options.run(options)
     except Error as error:
@@ -63,7 +67,7 @@ def _complain(sentence: str, code: int) -> int:
 
 def animate(options: argparse.Namespace) -> int:
     """Generate a video from one picture; print where it is and which model made it."""
-    from svdnb.generation import VideoSettings
+    from svdnb.generation import VideoSettings, recipe
     from svdnb.images import upright
     from svdnb.videos import encode
 
@@ -74,13 +78,16 @@ def animate(options: argparse.Namespace) -> int:
     pipe = checkpoint.load()
     start = time.perf_counter()
     frames = _generate(pipe, image, settings)
-    clip = encode(frames, settings.fps)
-    path = clip.write(options.output or _default_output(options.picture))
+    kept = recipe(settings, checkpoint, image, options.picture)
+    clip = encode(frames, settings.fps, settings=kept)
+    wanted = options.output or _default_output(options.picture)
+    path = clip.write(wanted, options.overwrite)
     seconds = time.perf_counter() - start
     made, written = (f"{video.width}x{video.height}" for video in (settings, clip))
     enlarged = "" if made == written else f", enlarged to {written}"
+    kept_name = "" if path.name == wanted.name else f" ({wanted.name} is not svdnb's, and stays)"
     print(
-        f"Saved {path.resolve()}\n"
+        f"Saved {path.resolve()}{kept_name}\n"
         f"{len(frames)} frames of {made} pixels at {settings.fps} fps: "
         f"{len(frames) / settings.fps:.1f} s of video{enlarged}\n"
         f"Made in {seconds:.0f} s by {checkpoint.description}"
@@ -90,7 +97,7 @@ def animate(options: argparse.Namespace) -> int:
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that are settings of the video; None keeps the checkpoint's own."""
-    others = {"run", "picture", "output", "checkpoint"}
+    others = {"run", "picture", "output", "overwrite", "checkpoint"}
     return {name: value for name, value in vars(options).items() if name not in others}
 
 
@@ -109,6 +116,14 @@ def _generate(pipe: Any, image: Image.Image, settings: VideoSettings) -> NDArray
         bar.set_description("Done")
         bar.update()
     return frames
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Print a program for plain diffusers that makes a saved video again."""
+    from svdnb.generation import inspect
+
+    print(inspect(options.video), end="")
+    return DONE
 
 
 def fit(options: argparse.Namespace) -> int:
@@ -220,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for run, summary, add_arguments in (
         (animate, "make a video from a picture", _animate_arguments),
+        (inspect, "print diffusers code that makes a saved video again", _inspect_arguments),
         (fit, "find the fastest settings that fit a GPU; needs no GPU", _fit_arguments),
         (prefetch, "download a checkpoint into a folder", _prefetch_arguments),
         (doctor, "check this machine, and name remedies", lambda _: None),
@@ -238,7 +254,10 @@ def _animate_arguments(command: argparse.ArgumentParser) -> None:
         "shape")  # fmt: skip
     add("-o", "--output", type=_output, metavar="FILE",
         help="the video (default: the picture's name with .mp4, in this folder); an existing file "
-        "is replaced once the new one is complete")  # fmt: skip
+        "of svdnb is replaced once the new one is complete; beside others, it gets a "
+        "free name")  # fmt: skip
+    add("--overwrite", action="store_true",
+        help="replace FILE even if svdnb did not make it")  # fmt: skip
     add("--checkpoint", default="auto", metavar="NAME",
         help="pocket, svd, svd-xt, a folder, or auto: SVD-XT if a GPU has room for it, else Pocket "
         "SVD; the environment variable SVDNB_CHECKPOINT replaces auto")  # fmt: skip
@@ -259,6 +278,10 @@ def _animate_arguments(command: argparse.ArgumentParser) -> None:
     cost.add_argument("--decode-chunk-size", type=_number(int, 1, 1000), metavar="N",
         help="frames decoded at once: fewer need less memory (default: 8)")  # fmt: skip
     _add_size_arguments(cost.add_argument)
+
+
+def _inspect_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("video", metavar="VIDEO", help="an mp4 file that svdnb saved")
 
 
 def _fit_arguments(command: argparse.ArgumentParser) -> None:

@@ -1,32 +1,36 @@
-"""Generate a video: settings, progress, stopping, errors in plain words, and the code to repeat it.
+"""Generate a video: settings, progress, stopping, errors in plain words, and the way to repeat it.
 
 The command line, the studio and batches all call `generate`, so they behave alike.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
+from svdnb.checkpoints import HUB, POCKET, Checkpoint
 from svdnb.errors import Error, first_line, is_out_of_memory
-from svdnb.images import example_images
+from svdnb.images import example_images, load_image
+from svdnb.videos import expanded, settings_of
 
 if TYPE_CHECKING:
     import torch
     from diffusers import StableVideoDiffusionPipeline
-    from PIL import Image
-
-    from svdnb.checkpoints import Checkpoint
 
 USUAL_FPS = (5, 30)
 """Stability AI's demo warns outside this range of the `fps` condition."""
@@ -126,14 +130,15 @@ def generate(
     frames is decoded. The pipeline's own progress bar stays hidden.
     stop: set it from another thread to stop before the next step or the next chunk.
 
-    Calls with the same pipeline wait for each other, because they would share its scheduler.
+    Calls with the same pipeline wait for each other, because they would share its scheduler. A
+    direct call of `pipe` in another thread is refused meanwhile.
 
     Returns frames in [0, 1], of shape (frames, height, width, 3). Raises Stopped, or Error with a
     sentence about what went wrong and what to do.
     """
     watch = _Watch(settings.num_inference_steps, on_progress, stop)
     try:
-        with _LOCKS.setdefault(pipe, threading.Lock()), _restored(pipe), watch.decoding(pipe.vae):
+        with _alone(pipe), _restored(pipe), watch.decoding(pipe.vae):
             watch.report("encoding")
             frames: NDArray[np.float32] = pipe(
                 image,
@@ -154,7 +159,7 @@ def generate(
     raise explained
 
 
-def explain(error: Exception, settings: VideoSettings) -> Error:
+def explain(error: BaseException, settings: VideoSettings) -> Error:
     """Say what went wrong in a call of the pipeline, and what to do next."""
     if isinstance(error, Error):
         return error
@@ -246,6 +251,27 @@ class _Watch:
 
 
 @contextmanager
+def _alone(pipe: StableVideoDiffusionPipeline) -> Iterator[None]:
+    """Keep the pipeline for this thread: a second call would change the first one's guidance."""
+    with _LOCKS.setdefault(pipe, threading.Lock()):
+        mine, check_inputs = threading.get_ident(), pipe.check_inputs
+
+        def refuse_others(*arguments: Any, **named: Any) -> Any:
+            if threading.get_ident() != mine:
+                raise Error(
+                    "This pipeline is generating a video in another thread, such as the studio's. "
+                    "Wait until it is done, press Stop, or load a second pipeline."
+                )
+            return check_inputs(*arguments, **named)
+
+        pipe.check_inputs = refuse_others  # the first thing that a call does
+        try:
+            yield
+        finally:
+            del pipe.check_inputs
+
+
+@contextmanager
 def _restored(pipe: StableVideoDiffusionPipeline) -> Iterator[None]:
     """Hide the pipeline's progress bar; leave the pipeline usable after a call that broke off."""
     bar, dtype = dict(getattr(pipe, "_progress_bar_config", {})), pipe.vae.dtype
@@ -261,6 +287,115 @@ def _restored(pipe: StableVideoDiffusionPipeline) -> Iterator[None]:
         pipe.set_progress_bar_config(**bar)
 
 
+# --- making a video again ------------------------------------------------------------------------
+
+
+def recipe(
+    settings: VideoSettings, checkpoint: Checkpoint, image: Image.Image, picture: str
+) -> dict[str, Any]:
+    """Return everything that makes the video again, to travel with its mp4 (see `videos.encode`).
+
+    image: what the pipeline got. picture: where it came from: a URL, an example's name, or a file,
+    of which only the name is kept.
+    """
+    import torch
+
+    url = urlsplit(picture) if "://" in picture else None
+    without_user = url and url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+    home, name = f"{expanded('~')}{os.sep}", checkpoint.name
+    return {
+        **asdict(settings),
+        "checkpoint": f"~/{name.removeprefix(home)}" if name.startswith(home) else name,
+        "dtype": str(checkpoint.dtype),
+        "device": checkpoint.device,
+        "variant": checkpoint.variant,
+        "picture": without_user or Path(picture).name,
+        "pixels": _digest(image),
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def inspect(path: str | os.PathLike[str]) -> str:
+    """Return a program for plain diffusers that makes the frames of a saved video again.
+
+    Looks for the picture in the video's folder and in the current one. Raises Error for a file that
+    svdnb did not make, or that has incomplete settings.
+    """
+    path = expanded(path)
+    kept = settings_of(path)
+    if kept is None:
+        raise Error(f"{path} was not made by svdnb, or was edited: it has no settings in it.")
+    try:
+        return program(kept, path.parent, f"{path.stem}-again.mp4")
+    except (KeyError, TypeError, ValueError) as error:
+        raise Error(
+            f"The settings in {path} are incomplete or damaged, so no program can be written. "
+            f"It has: {str(kept)[:500]}"
+        ) from error
+
+
+def program(kept: Mapping[str, Any], folder: Path, output: str) -> str:
+    """Write a program for plain diffusers from a `recipe`; its picture may lie in the folder.
+
+    Raises KeyError, TypeError or ValueError for an incomplete or damaged recipe.
+    """
+    import torch
+
+    settings = VideoSettings(
+        **{part.name: _number(kept[part.name]) for part in fields(VideoSettings)}
+    )
+    name = str(kept["checkpoint"])
+    dtypes = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+    checkpoint = Checkpoint(
+        name=name,
+        path=name and {"pocket": str(POCKET), **HUB}.get(name, str(expanded(name))),
+        dtype=dtypes[kept["dtype"]],
+        device=str(kept["device"]),
+        num_frames=settings.num_frames,
+        description="",
+        variant={None: None, "fp16": "fp16"}[kept["variant"]],
+    )
+    picture, remark = _find(kept, folder, (settings.width, settings.height))
+    return (
+        f"# Frames are the same on the same machine with torch {kept['torch']!r},\n"
+        f"# diffusers {kept['diffusers']!r} and threads: {kept['threads']!r}.\n{remark}"
+        f"{to_code(settings, checkpoint, picture, output, _number(kept.get('play_fps', 7)))}"
+    )
+
+
+def _find(kept: Mapping[str, Any], folder: Path, size: tuple[int, int]) -> tuple[str, str]:
+    """Return the picture for a program, and a remark if it is missing or another one."""
+    from diffusers.utils import load_image as plain_load
+
+    name = str(kept["picture"])
+    if "://" in name:
+        return name, ""
+    places = (example_images().get(name), folder / Path(name).name, Path(Path(name).name))
+    file = next((place for place in places if place and place.is_file()), None)
+    if file is None:
+        return name, f"# {name!r} is not here: put it here, or change its path below.\n"
+    load_image(file, size)  # refuses what should not be opened
+    found = ImageOps.fit(plain_load(str(file)), size, Image.Resampling.LANCZOS)
+    remark = (
+        f"# {name!r} gives other pixels than those that were used: it was changed, or it is\n"
+        "# transparent or has 16 bits. Then store what svdnb.load_image returns, and use that.\n"
+    )
+    return str(file), "" if _digest(found) == kept["pixels"] else remark
+
+
+def _number(value: Any) -> Any:
+    """Check a number from a file that anybody may have written: it goes into a program."""
+    if type(value) not in (int, float) or not -(2**64) < value < 2**64:
+        raise TypeError(f"{value!r} is not a usable number")
+    return value
+
+
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
 def to_code(
     settings: VideoSettings,
     checkpoint: Checkpoint,
@@ -269,23 +404,18 @@ def to_code(
     play_fps: float = 7,
     setup: str | None = None,
 ) -> str:
-    """Write a program for plain diffusers that makes the same frames.
+    """Write a program for plain diffusers that makes a video.
 
-    picture: a file, a URL or the name of an example. A picture that is transparent or has 16 bits
-    looks different in diffusers' `load_image`; store what `svdnb.load_image` returns, and pass that
-    file. play_fps: frames per second of the mp4.
-    setup: code that gets the loaded `pipe` ready; by default, offloading if the checkpoint runs on
-    a GPU. For a checkpoint without a path, the program expects a `pipe`.
+    picture: a file or a URL. play_fps: frames per second of the mp4. setup: code that gets the
+    loaded `pipe` ready; by default, offloading if the checkpoint runs on a GPU. For a checkpoint
+    without a path, the program expects a `pipe`.
     """
-    path = str(example_images().get(picture, picture))
-    if "://" not in path:
-        path = Path(path).expanduser().as_posix()
     arguments = asdict(settings)
     seed = arguments.pop("seed")
     call = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
     return (
         f"{_loading(checkpoint, setup)}\n"
-        f"image = load_image({json.dumps(path)})\n"
+        f"image = load_image({json.dumps(picture)})\n"
         f"image = ImageOps.fit(image, ({settings.width}, {settings.height}), "
         "Image.Resampling.LANCZOS)\n"
         f"frames = pipe(\n    image,\n{call}    generator=torch.manual_seed({seed}),\n).frames[0]\n"

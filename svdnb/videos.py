@@ -7,12 +7,14 @@ with floats in [0, 1].
 from __future__ import annotations
 
 import base64
+import json
 import math
 import os
+import re
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,13 +27,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from svdnb.errors import Error
-from svdnb.images import checked_values
+import svdnb
+from svdnb.errors import Error, first_line
+from svdnb.images import MAX_SIDE, checked_values
 
 Frames: TypeAlias = Sequence[Image.Image] | NDArray[Any]
 
 CLEAR_SIDE = 288
 """Videos with a shorter side are enlarged by a whole factor until they reach it, in pixels."""
+
+WIDEST = 4096
+"""No video is enlarged beyond this side by itself, in pixels: many players decode no more."""
+
+START_S, PIXELS_PER_S = 60, 100_000
+"""Time limit of ffmpeg: a minute, and 1 s for so many pixels. A core encodes about 100 times as
+many."""
 
 FIT = 'style="max-width:100%;height:auto"'
 """Inline, because a notebook that is not trusted loses style sheets but keeps this."""
@@ -56,29 +66,34 @@ class Clip:
         seconds = self.frames / self.fps
         return f"Video, {self.frames} frame{plural} at {self.fps:g} fps, {seconds:.1f} s"
 
-    def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the mp4, making folders as needed, and return its path.
+    def write(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write the mp4, making folders as needed, and return the path of the file.
 
-        The file appears whole or not at all: after a failure an existing file is as it was. Raises
-        Error for a path that cannot be used.
+        Replaces a file only if svdnb made it, or if `overwrite` allows it and it is a regular file.
+        If something else is in the way, such as a camera's film or a link, the file gets a free
+        name: "video-2.mp4". It appears whole or not at all: after a failure, an existing file is
+        as it was. Raises Error for a path that cannot be used.
         """
-        target = Path(path).expanduser()
+        target = expanded(path)
         if target.suffix.lower() != ".mp4":
-            raise Error(f"{target.name!r} does not end in .mp4. Name the file like 'video.mp4'.")
+            raise Error(f"{target.name!r} is no name for an mp4 file. Name it like 'video.mp4'.")
         # In the same folder, so that the replacement is a single step. Not from mkstemp, whose
         # files other users cannot read.
         unfinished = target.absolute().with_name(f".{uuid.uuid4().hex}.mp4")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(self.mp4)
+            is_file = target.is_file() and not target.is_symlink()
+            if not (is_file and (overwrite or settings_of(target) is not None)):
+                target = free_name(target)
             unfinished.replace(target)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             raise Error(
-                f"{target} could not be written ({error.strerror or error}). "
+                f"{target} could not be written ({getattr(error, 'strerror', None) or error}). "
                 "Choose a folder you may write to, with space left."
             ) from error
         finally:
-            with suppress(OSError):  # it is gone after success, and may never have been made
+            with suppress(OSError, ValueError):  # gone after success, or never made
                 unfinished.unlink()
         return target
 
@@ -106,38 +121,89 @@ def save(
     path: str | os.PathLike[str],
     fps: float = 7,
     scale: int | Literal["auto"] = "auto",
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write frames as an mp4 file that every browser plays, and return its path.
 
-    Encodes as `encode` does and writes as `Clip.write` does. Raises Error as they do.
+    Encodes as `encode` does and writes as `Clip.write` does: a file that svdnb did not make is not
+    replaced unless `overwrite` is set. Raises Error as they do.
     """
-    return encode(frames, fps, scale).write(path)
+    return encode(frames, fps, scale, settings).write(path, overwrite)
 
 
-def encode(frames: Frames, fps: float = 7, scale: int | Literal["auto"] = "auto") -> Clip:
+def encode(
+    frames: Frames,
+    fps: float = 7,
+    scale: int | Literal["auto"] = "auto",
+    settings: Mapping[str, Any] | None = None,
+) -> Clip:
     """Encode frames as H.264 (yuv420p, BT.709), which every browser plays.
 
     fps is in frames per second. scale is a whole factor; "auto" enlarges small videos until the
-    shorter side has 288 pixels or more. An odd side grows by one replicated pixel. The same frames
+    shorter side has 288 pixels or more. An odd side grows by one replicated pixel. settings travel
+    with the file, as JSON in its comment; `settings_of` reads them. The same frames and settings
     give the same bytes.
 
-    Raises Error for frames, fps or a scale that cannot be used, and if ffmpeg fails.
+    Raises Error for frames, fps, a scale or settings that cannot be used, and if ffmpeg fails.
     """
+    import imageio_ffmpeg
+
     shown = _even(enlarged(pixels(frames), scale))
-    if not isinstance(fps, (int, float)) or not 0.01 <= fps <= 1000:
+    if not isinstance(fps, (int, float, np.integer, np.floating)) or not 0.01 <= fps <= 1000:
         raise Error(f"fps is {fps!r}. Pass frames per second above 0, for example 7.")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "video.mp4"
-            _run_ffmpeg(shown, file, fps)
-            mp4 = file.read_bytes()
-    except OSError as error:
-        raise Error(
-            f"The video could not be encoded in {tempfile.gettempdir()} "
-            f"({error.strerror or error}). Check the space left on that disk."
-        ) from error
+    fps = float(fps)
     count, height, width, _ = shown.shape
-    return Clip(mp4, first_frame(shown), width, height, count, float(fps))
+    try:
+        comment = json.dumps({**(settings or {}), "play_fps": fps, "svdnb": svdnb.__version__})
+    except (TypeError, ValueError) as error:
+        raise Error(
+            f"The settings do not fit into JSON ({error}). Pass numbers and text."
+        ) from error
+    options = [
+        f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {Fraction(fps).limit_denominator()}",
+        "-i pipe:0",
+        # If the file does not name its colour space, players guess, and colours shift.
+        "-vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,"
+        "setparams=colorspace=bt709:color_primaries=bt709:color_trc=iec61966-2-1:range=tv",
+        # One thread gives the same bytes every time; without B-frames the first frame is at 0 s.
+        "-c:v libx264 -pix_fmt yuv420p -crf 17 -bf 0 -threads 1",
+        "-map_metadata -1 -fflags +bitexact -movflags +faststart -metadata",
+    ]
+    try:
+        with tempfile.TemporaryDirectory(prefix="svdnb-") as folder:
+            file = Path(folder) / "video.mp4"
+            command = [*" ".join(options).split(), f"comment={comment}", str(file)]
+            _ffmpeg(command, shown.tobytes(), START_S + shown.size / 3 / PIXELS_PER_S)
+            # It may end without a complaint and without a film, too.
+            if imageio_ffmpeg.count_frames_and_secs(str(file))[0] != count:
+                raise RuntimeError("ffmpeg wrote another number of frames")
+            mp4 = file.read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise Error(
+            f"The video could not be encoded ({first_line(error)}). Check the space left for "
+            "temporary files, and run: python -m svdnb doctor"
+        ) from error
+    return Clip(mp4, first_frame(shown), width, height, count, fps)
+
+
+def settings_of(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return what `encode` stored in an mp4 file; None if svdnb did not make the file.
+
+    Raises Error if there is no such file.
+    """
+    path = expanded(path)
+    if not path.is_file():
+        raise Error(f"There is no file {path}. Check the path.")
+    # Only as mp4: other formats may make ffmpeg open what they name, such as a URL.
+    command = ["-f", "mov", "-i", str(path.absolute()), "-f", "ffmetadata", "pipe:1"]
+    try:
+        text = _ffmpeg(command, b"", START_S).decode(errors="replace")
+        comment = re.search("^comment=(.*)$", text, re.MULTILINE)
+        kept = json.loads(re.sub(r"\\(.)", r"\1", comment[1])) if comment else None
+    except (RuntimeError, ValueError):  # no mp4; somebody else's comment
+        return None
+    return kept if isinstance(kept, dict) and "svdnb" in kept else None
 
 
 def read_clip(path: str | os.PathLike[str]) -> Clip:
@@ -147,14 +213,18 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
     """
     from imageio_ffmpeg import read_frames
 
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise Error(f"There is no file {path}. Write it first: svdnb.save(frames, {path.name!r}).")
-    reader = read_frames(str(path.absolute()))
+    reader = read_frames(str(path.absolute()), input_params=["-f", "mov"])
     try:
         about = next(reader)
-        first = np.frombuffer(next(reader), np.uint8)
-    except (OSError, RuntimeError, StopIteration) as error:
+        width, height = about["size"]
+        first = np.frombuffer(next(reader), np.uint8).reshape(1, height, width, 3)
+        count = max(1, round(about["duration"] * about["fps"]))
+        clip = Clip(path.read_bytes(), first_frame(first), width, height, count, about["fps"])
+        repr(clip)
+    except Exception as error:  # damaged files make parsers raise anything
         raise Error(f"{path} is not a readable video. Write it again.") from error
     finally:
         reader.close()
@@ -163,10 +233,7 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
             f"{path} is {about['codec']}, which browsers may refuse; they play H.264. "
             "Write the frames with svdnb.save, or install imageio-ffmpeg for export_to_video."
         )
-    width, height = about["size"]
-    poster = first_frame(first.reshape(1, height, width, 3))
-    count = max(1, round(about["duration"] * about["fps"]))
-    return Clip(path.read_bytes(), poster, width, height, count, about["fps"])
+    return clip
 
 
 def filmstrip(
@@ -233,28 +300,44 @@ def _stacked(frames: Any) -> NDArray[Any]:
         raise Error(f"A {type(frames).__name__} is not a list of frames. Pass [frame, frame, ...].")
     if not frames:
         raise Error("There are no frames. Pass at least one, for example pipe(...).frames[0].")
+    arrays: list[NDArray[Any]] = []
     for number, frame in enumerate(frames, start=1):
         if isinstance(frame, Image.Image) and frame.mode != "RGB":
             raise Error(
                 f"Frame {number} has mode {frame.mode}. Convert it to RGB: frame.convert('RGB')."
             )
-        if np.shape(frame) != np.shape(frames[0]):
+        try:
+            arrays.append(np.asarray(frame))
+        except Exception as error:  # a file that PIL has opened, but not read, may be damaged
+            raise Error(
+                f"Frame {number} cannot be read ({first_line(error)}). Pass RGB pictures."
+            ) from error
+        if arrays[-1].shape != arrays[0].shape:
             raise Error(
                 f"Frame {number} differs in size from frame 1. Resize all frames to one size."
             )
-    return np.stack([np.asarray(frame) for frame in frames])
+    return np.stack(arrays)
 
 
 def enlarged(pixels: NDArray[np.uint8], scale: int | Literal["auto"] = "auto") -> NDArray[np.uint8]:
-    """Enlarge frames by a whole factor; "auto" makes the shorter side at least 288 pixels."""
+    """Enlarge frames by a whole factor.
+
+    "auto" makes the shorter side at least 288 pixels, if the longer one stays within 4096.
+    """
     height, width = pixels.shape[1:3]
     if scale == "auto":
-        scale = math.ceil(CLEAR_SIDE / min(height, width))
+        within = max(1, WIDEST // max(height, width))
+        scale = min(math.ceil(CLEAR_SIDE / min(height, width)), within)
     if not isinstance(scale, int) or scale < 1:
         raise Error(f"scale is {scale!r}. Pass 'auto' or a whole number, 1 or more.")
+    size = (width * scale, height * scale)
+    if max(size) > MAX_SIDE:
+        raise Error(
+            f"The video would have {size[0]}x{size[1]} pixels, but H.264 ends at {MAX_SIDE}. "
+            "Make it smaller, or pass a smaller scale."
+        )
     if scale == 1:
         return pixels
-    size = (width * scale, height * scale)
     # Lanczos keeps edges crisp without the staircases of repeated pixels.
     return np.stack(
         [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in pixels]
@@ -270,37 +353,41 @@ def _even(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 # --- files and bytes ------------------------------------------------------------------------------
 
 
-def _run_ffmpeg(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
+def _ffmpeg(command: Sequence[str], stdin: bytes, seconds: float) -> bytes:
+    """Run ffmpeg and return what it prints. Raises RuntimeError if it fails or takes too long."""
     from imageio_ffmpeg import get_ffmpeg_exe
 
-    height, width = pixels.shape[1:3]
-    rate = Fraction(fps).limit_denominator()
-    options = [
-        f"-y -v error -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {rate} -i pipe:0",
-        # If the file does not name its colour space, players guess, and colours shift.
-        "-vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,"
-        "setparams=colorspace=bt709:color_primaries=bt709:color_trc=iec61966-2-1:range=tv",
-        # One thread gives the same bytes every time; without B-frames the first frame is at 0 s.
-        "-c:v libx264 -pix_fmt yuv420p -crf 17 -bf 0 -threads 1",
-        "-map_metadata -1 -fflags +bitexact -movflags +faststart",
-    ]
     try:
+        exe = get_ffmpeg_exe()
         # imageio's own writer ignores ffmpeg's exit status, so it would not notice a full disk.
         done = subprocess.run(
-            [get_ffmpeg_exe(), *" ".join(options).split(), str(path)],
-            input=pixels.tobytes(),
-            capture_output=True,
+            [exe, "-y", "-v", "error", *command], input=stdin, capture_output=True, timeout=seconds
         )
     except (OSError, RuntimeError) as error:
         raise Error(
             f"ffmpeg could not be started ({error}). Run: pip install imageio-ffmpeg"
         ) from error
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"ffmpeg was not done after {seconds:.0f} s") from None
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()[-500:]
-        raise Error(
-            f"ffmpeg failed with exit status {done.returncode}: {said or 'no message'}. "
-            "Check the space left on the disk, and run: python -m svdnb doctor"
-        )
+        raise RuntimeError(f"ffmpeg: {said or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder for "~"."""
+    # Path.expanduser would fail for "~nobody" and for a file such as "./~tmp.mp4".
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def free_name(path: Path) -> Path:
+    """Return this path, or one with -2, -3 ... if something of that name exists, even a link."""
+    candidate, number = path, 1
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate
 
 
 def _write_number(picture: Image.Image, number: int) -> None:

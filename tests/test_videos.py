@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+from diffusers.utils import export_to_video
 from numpy.typing import NDArray
 from PIL import Image
 
+import svdnb
 from svdnb import Error, filmstrip, save
-from svdnb.videos import encode
+from svdnb.videos import encode, settings_of
 
 Array = NDArray[Any]
 
@@ -86,6 +92,7 @@ def test_pictures_floats_and_bytes_give_the_same_file(tmp_path: Path) -> None:
         ((112, 64), 2, (224, 128)),
         ((33, 31), 1, (34, 32)),
         ((1, 1), 1, (2, 2)),
+        ((2048, 64), "auto", (4096, 128)),
     ],
 )
 def test_small_videos_are_enlarged_by_a_whole_factor_and_sides_become_even(
@@ -114,39 +121,112 @@ def test_folders_are_made_and_the_path_returned(tmp_path: Path) -> None:
     assert wanted.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it, too"
 
 
-BROKEN_FFMPEG = "import sys; sys.stdin.buffer.read(); sys.exit('no space left on device')"
+@pytest.fixture
+def fake_ffmpeg(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put a program of one line in ffmpeg's place; its temporary folder is returned."""
+    home = tmp_path_factory.mktemp("fake")
+    file = home / "ffmpeg"
+    monkeypatch.setenv("TMPDIR", str(home / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", str(home / "temporary"))
+    (home / "temporary").mkdir()
+
+    def write(does: str) -> Path:
+        start = "import os, sys, time; sys.stdin.buffer.read()"
+        file.write_text(f"#!{sys.executable} -S\n{start}\n{does}\n")
+        file.chmod(0o755)
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(file))
+        return home / "temporary"
+
+    return write
 
 
-@pytest.mark.parametrize("stopped", [False, True], ids=["ffmpeg fails", "Ctrl-C"])
-def test_an_unfinished_file_leaves_the_old_one_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        ("sys.exit('no space left on device')", "no space left on device"),
+        ("'libx264' in sys.argv and open(sys.argv[-1], 'w').write('rubbish')", "not be encoded"),
+        ("time.sleep(60)", "not done after 1 s"),
+    ],
+    ids=["fails", "writes rubbish", "hangs"],
+)
+def test_an_ffmpeg_that_fails_leaves_the_old_film_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_ffmpeg: Any, does: str, why: str
 ) -> None:
     path = save(disc(2), tmp_path / "x.mp4")
     before = path.read_bytes()
-    real_run = subprocess.run
-
-    def break_off_half_way(command: list[str], **options: Any) -> Any:
-        Path(command[-1]).write_bytes(b"half a film")
-        if stopped:
-            raise KeyboardInterrupt
-        return real_run([sys.executable, "-c", BROKEN_FFMPEG], **options)
-
-    monkeypatch.setattr(subprocess, "run", break_off_half_way)
-    why = None if stopped else "no space left on device"
-    with pytest.raises(KeyboardInterrupt if stopped else Error, match=why):
-        save(disc(3), path)
+    temporary = fake_ffmpeg(does)
+    monkeypatch.setattr("svdnb.videos.START_S", 1)
+    with pytest.raises(Error, match=why):
+        save(disc(1, 32, 32), path, scale=1)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+    assert not list(temporary.iterdir())
 
 
-def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "x.mp4").mkdir()
+SAVING = """
+import types, numpy, svdnb.__main__ as command
+run = lambda _: command.svdnb.save(numpy.zeros((2, 32, 32, 3)), "x.mp4")
+parser = types.SimpleNamespace(parse_args=lambda _: types.SimpleNamespace(run=run))
+command._parser = lambda: parser
+raise SystemExit(command.main())
+"""
+
+
+def test_a_command_that_is_ended_while_it_encodes_takes_ffmpeg_with_it(
+    tmp_path: Path, fake_ffmpeg: Any
+) -> None:
+    started = tmp_path / "started"
+    done = f"open({str(started)!r}, 'w').write(str(os.getpid()))"
+    temporary = fake_ffmpeg(f"{done}; time.sleep(60)")
+    (tmp_path / "here").mkdir()
+    process = subprocess.Popen([sys.executable, "-c", SAVING], cwd=tmp_path / "here")
+    deadline = time.monotonic() + 60
+    while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 130
+    with suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(started.read_text())).status() == psutil.STATUS_ZOMBIE
+    assert not [*(tmp_path / "here").iterdir(), *temporary.iterdir()]
+
+
+def test_what_svdnb_did_not_make_stays(tmp_path: Path) -> None:
+    film, link, folder, pipe = (tmp_path / f"{name}.mp4" for name in ("a", "b", "c", "d"))
+    export_to_video(list(disc(2)), str(film))
+    link.symlink_to(film)
+    folder.mkdir()
+    os.mkfifo(pipe)
+    before = film.read_bytes()
+    for path in (film, link, folder, pipe):
+        other = path.with_stem(f"{path.stem}-2")
+        assert save(disc(1), path) == save(disc(2), other) == other  # its own is replaced
+        assert settings_of(other)
+    for path in (link, folder, pipe):
+        assert save(disc(1), path, overwrite=True) == path.with_stem(f"{path.stem}-3")
+    assert film.read_bytes() == before
+    assert save(disc(1), film, overwrite=True) == film
+    assert len(decode(film)[1]) == 1
+    assert [link.is_symlink(), folder.is_dir(), pipe.is_fifo()] == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["file/x.mp4", "a\0b.mp4", f"{'long' * 100}.mp4"])
+def test_a_path_that_cannot_be_written_is_explained(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
-    for path in (tmp_path / "x.mp4", tmp_path / "file" / "x.mp4"):
-        with pytest.raises(Error, match="could not be written"):
-            save(disc(1), path)
+    with pytest.raises(Error, match="could not be written"):
+        save(disc(1), tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "x.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_settings_travel_with_the_file(tmp_path: Path) -> None:
+    settings = {"seed": 7, "picture": 'a=b;c#\\\n"é".jpg', "width": 0.1}
+    path = save(disc(2), tmp_path / "x.mp4", fps=12.5, settings=settings)
+    assert settings_of(path) == {**settings, "svdnb": svdnb.__version__, "play_fps": 12.5}
+    assert encode(disc(2), 12.5, settings=settings).mp4 == path.read_bytes()
+    with pytest.raises(Error, match="do not fit into JSON"):
+        encode(disc(1), settings={"generator": object()})
+    (tmp_path / "text.mp4").write_text("no film")
+    assert settings_of(tmp_path / "text.mp4") is None
 
 
 GREY = Image.new("L", (8, 8))
@@ -165,6 +245,8 @@ RGB = Image.new("RGB", (8, 8))
         ([RGB, GREY], r"Frame 2 has mode L.*convert\('RGB'\)"),
         ([CLEAR], "Frame 1 has mode RGBA"),
         ([RGB, RGB, Image.new("RGB", (8, 9))], "Frame 3 differs in size"),
+        ([[[1, 2], [3]]], "Frame 1 cannot be read"),
+        (np.zeros((1, 8, 9000, 3)), "9000x8 pixels, but H.264 ends at 8192"),
         (np.full((2, 8, 8, 3), np.nan), "NaN.*float32"),
         (np.full((2, 8, 8, 3), np.inf, np.float16), "NaN or infinity"),
         (np.full((2, 8, 8, 3), -1.0), r"from -1 to -1, not from 0 to 1.*\(values \+ 1\) / 2"),
@@ -189,7 +271,7 @@ def test_frames_that_cannot_be_used_are_told_apart(
     [
         *[("x.mp4", {"fps": fps}, "fps is") for fps in (0, float("nan"), float("inf"), "7")],
         *[("x.mp4", {"scale": scale}, "scale is") for scale in (0, 1.5, "big")],
-        *[(name, {}, "Name the file like") for name in ("x.gif", "x", "x.mp4.txt")],
+        *[(name, {}, "Name it like") for name in ("x.gif", "x", "x.mp4.txt")],
     ],
 )
 def test_an_impossible_rate_scale_or_name_is_refused(

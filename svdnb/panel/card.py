@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +13,12 @@ from urllib.parse import quote
 import ipywidgets as widgets
 from PIL import Image
 
-from svdnb.checkpoints import Checkpoint
-from svdnb.errors import Error
-from svdnb.generation import VideoSettings, to_code
+from svdnb.errors import Error, first_line
+from svdnb.generation import VideoSettings, program
 from svdnb.metrics import motion_score, similarity
 from svdnb.panel.widgets import button, line
 from svdnb.player import show
-from svdnb.videos import Clip
+from svdnb.videos import Clip, data_uri, free_name
 
 MEASURED_WIDTH = 256
 """Wider videos are measured at this width, in pixels, because optical flow is slow."""
@@ -38,13 +35,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Video:
-    """A finished video, and everything it was made from. clip holds its mp4."""
+    """A finished video, and everything it was made from. clip holds its mp4, recipe included."""
 
     frames: list[Image.Image]
     clip: Clip
     start: Start
     settings: VideoSettings
-    checkpoint: Checkpoint
+    recipe: dict[str, Any]
 
     def summary(self) -> str:
         return f"{self.start.source}, {self.settings.summary()}"
@@ -84,21 +81,23 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         width, height = self.video.frames[0].size
         shrunk = max(1.0, width / MEASURED_WIDTH)
         size = (round(width / shrunk), round(height / shrunk))
-        frames = [frame.resize(size, Image.Resampling.BOX) for frame in self.video.frames]
-        found = similarity(frames, self.video.start.picture)
-        self.measured.value = line(
-            f"Motion {motion_score(frames) * shrunk:.2f} px/frame. Similarity to the picture: "
-            f"first frame {found.first_psnr:.1f} dB, whole video {found.clip_psnr:.1f} dB."
-        )
+        try:
+            frames = [frame.resize(size, Image.Resampling.BOX) for frame in self.video.frames]
+            found = similarity(frames, self.video.start.picture)
+            said = (
+                f"Motion {motion_score(frames) * shrunk:.2f} px/frame. Similarity to the picture: "
+                f"first frame {found.first_psnr:.1f} dB, whole video {found.clip_psnr:.1f} dB."
+            )
+        except Exception as error:  # the video is there all the same
+            said = f"Not measured: {first_line(error)}."
+        self.measured.value = line(said)
 
     def code(self, output: str = "video.mp4") -> str:
         """Store the picture, and return a diffusers program that makes this video again."""
-        picture = self.video.start.picture
-        name = hashlib.sha256(picture.tobytes()).hexdigest()[:8]
-        path = self._folder / f"picture-{name}.png"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-        return to_code(self.video.settings, self.video.checkpoint, path.as_posix(), output)
+        if not self.video.start.is_example:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self.video.start.picture.save(self._folder / self.video.recipe["picture"])
+        return program(self.video.recipe, self._folder, output)
 
     def _button(self, text: str, action: Callable[[], None] | None = None) -> Any:
         return button(text, (lambda _: self._try(action)) if action else None, self.label)
@@ -110,20 +109,19 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self.message.value = line(f"Could not write to {self._folder}: {error}", "alert")
 
     def _save(self) -> None:
-        """Write the mp4 and, beside it, the code that makes it."""
+        """Write the mp4 and, beside it, the picture if it is no example."""
         settings = self.video.settings
         source = re.sub(r"\W+", "-", self.video.start.source).strip("-").lower()
-        target = _unused(
+        target = free_name(
             self._folder / f"{source}-bucket{settings.motion_bucket_id}-fps{settings.fps}"
             f"-noise{settings.noise_aug_strength:g}-seed{settings.seed}.mp4"
         )
-        code = self.code(f"{target.stem}-again.mp4")
+        self.code()
         self.video.clip.write(target)
-        target.with_suffix(".py").write_text(code, encoding="utf-8")
-        data = base64.b64encode(self.video.clip.mp4).decode()
+        data = data_uri("video/mp4", self.video.clip.mp4)
         self.message.value = line(
-            f"Saved {target.as_posix()}, and the code beside it.",
-            extra=f' <a download="{quote(target.name)}" href="data:video/mp4;base64,{data}">'
+            f"Saved {target.as_posix()}. To see how it was made: python -m svdnb inspect FILE.",
+            extra=f' <a download="{quote(target.name)}" href="{data}">'
             f"Download {escape(target.name)}</a>",
         )
 
@@ -137,12 +135,3 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             f"{escape(self.code())}</pre>"
         )
         self.code_button.description = "Hide the code"
-
-
-def _unused(path: Path) -> Path:
-    """Return this path, or one with -2, -3 ... if a file of that name exists."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate

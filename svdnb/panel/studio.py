@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import random
 import threading
@@ -17,7 +18,16 @@ from PIL import Image
 
 from svdnb.checkpoints import checkpoint_of
 from svdnb.errors import Error
-from svdnb.generation import USUAL_FPS, USUAL_NOISE, Progress, Stopped, VideoSettings, generate
+from svdnb.generation import (
+    USUAL_FPS,
+    USUAL_NOISE,
+    Progress,
+    Stopped,
+    VideoSettings,
+    explain,
+    generate,
+    recipe,
+)
 from svdnb.images import example_images, load_image
 from svdnb.panel.card import Card, Start, Video
 from svdnb.panel.preview import Preview, previewing
@@ -56,9 +66,9 @@ _PANELS: weakref.WeakKeyDictionary[Any, Studio] = weakref.WeakKeyDictionary()
 def studio(pipe: StableVideoDiffusionPipeline) -> Studio:
     """Make a control panel for a pipeline: choose a picture, move sliders, generate, compare.
 
-    Videos are generated in the background, so you can run other cells meanwhile; but do not call
-    the same pipeline in them. A second call with the same pipeline returns the same panel. The
-    panel keeps the pipeline and its videos in memory until you call `close()`.
+    Videos are generated in the background, so you can run other cells meanwhile; a cell that calls
+    the same pipeline is asked to wait. A second call with the same pipeline returns the same panel.
+    The panel keeps the pipeline and its videos in memory until you call `close()`.
     """
     panel = _PANELS.get(pipe)
     if panel is None:
@@ -96,6 +106,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._refresh_buttons()
         work = (self._pipe, self._start, self.settings(), self._stop)
         self._worker = threading.Thread(target=self._work, args=work, daemon=True)
+        atexit.register(self._end)  # a process that ended in the middle of a step would abort
         self._worker.start()
 
     def stop(self) -> None:
@@ -106,6 +117,10 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         """Wait in a script until the current video is finished."""
         if self._worker:
             self._worker.join(seconds)
+
+    def _end(self) -> None:
+        self.stop()
+        self.wait()
 
     def settings(self) -> VideoSettings:
         """Return the settings that the controls show."""
@@ -226,13 +241,19 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
                     stop=stop,
                 )
             pictures = [Image.fromarray(frame) for frame in pixels(frames)]
-            card = self._add(Video(pictures, encode(pictures), start, settings, self._checkpoint))
+            kept = recipe(settings, self._checkpoint, start.picture, start.source)
+            if not start.is_example:
+                kept["picture"] = f"picture-{kept['pixels'][:8]}.png"
+            clip = encode(pictures, settings=kept)
+            card = self._add(Video(pictures, clip, start, settings, kept))
             self._say(f"Done in {time.monotonic() - began:.1f} s.", "status")
-        except Error as error:
-            self._say(str(error), "status" if isinstance(error, Stopped) else "alert")
+        except BaseException as error:  # SystemExit, too, would end this thread without a word
+            role = "status" if isinstance(error, Stopped) else "alert"
+            self._say(str(explain(error, settings)), role)
         finally:
             self._running, self.preview.value = False, ""
             self._refresh_buttons()
+            atexit.unregister(self._end)
         if card is not None:
             card.measure()
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
-from io import BytesIO
 from typing import Any
 
 import ipywidgets as widgets
 from PIL import Image
+
+from svdnb.videos import data_uri, picture_bytes
 
 
 def button(
@@ -34,12 +34,8 @@ def line(text: str, role: str = "", extra: str = "") -> str:
 
 def picture_row(pictures: Iterable[Image.Image], text: str) -> str:
     """Write pictures in a row as HTML, with one text alternative for all."""
-    tags = []
-    for picture in pictures:
-        buffer = BytesIO()
-        picture.save(buffer, "JPEG", quality=90)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        tags.append(f'<img alt="" src="data:image/jpeg;base64,{data}">')
+    sources = [data_uri("image/jpeg", picture_bytes(picture, "JPEG")) for picture in pictures]
+    tags = [f'<img alt="" src="{source}">' for source in sources]
     return f'<div class="svdnb-images" role="img" aria-label="{escape(text)}">{"".join(tags)}</div>'
 
 
