@@ -423,6 +423,13 @@ def to_code(
     )
 
 
+_CHANNELS_LAST = """\
+for module in (*pipe.unet.modules(), *pipe.vae.modules()):
+    if isinstance(module, torch.nn.Conv2d):
+        module.to(memory_format=torch.channels_last)
+"""
+
+
 def _loading(checkpoint: Checkpoint, setup: str | None) -> str:
     """Write the imports, and the lines that load the pipeline."""
     others = (
@@ -432,6 +439,7 @@ def _loading(checkpoint: Checkpoint, setup: str | None) -> str:
         return f"import torch\n{others}\n# `pipe` is the pipeline that you loaded.\n"
     if setup is None:
         setup = "pipe.enable_model_cpu_offload()\n" if checkpoint.device == "cuda" else ""
+        setup += _CHANNELS_LAST if checkpoint.wants_channels_last else ""
     variant = f', variant="{checkpoint.variant}"' if checkpoint.variant else ""
     return (
         f"import torch\nfrom diffusers import StableVideoDiffusionPipeline\n{others}\n"

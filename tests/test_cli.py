@@ -69,9 +69,9 @@ def test_a_photo_becomes_the_video_that_was_asked_for(
     here: Path, miniature_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (90, 70), "red").save("my photo.jpg")
-    (here / "my.mp4").write_bytes(b"an older video")
-    arguments = ["animate", "my photo.jpg", "-o", "my.mp4", "--fps", "5", "--width", "128", *QUICK]
-    assert main(arguments) == 0
+    (here / "my.mp4").write_bytes(b"the camera's video")
+    options = ["-o", "my.mp4", "--overwrite", "--fps", "5", "--width", "128", *QUICK]
+    assert main(["animate", "my photo.jpg", *options]) == 0
     found = about(here / "my.mp4")
     assert (found["codec"], found["frames"], found["fps"]) == ("h264", 3, 5)
     width, height = found["size"]
@@ -82,6 +82,8 @@ def test_a_photo_becomes_the_video_that_was_asked_for(
     assert f"{video}, enlarged to {width}x{height}" in said.out
     assert f"by the checkpoint in {miniature_folder}" in said.out
     assert "3/3" in said.err, "two steps and the decoding, in one bar"
+    assert main(["inspect", "my.mp4"]) == 0
+    assert f'image = load_image("{Path("my photo.jpg")}")' in capsys.readouterr().out
 
 
 def test_options_become_settings_and_the_others_are_the_checkpoints(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import export_to_video
 from PIL import Image
 
 import svdnb
-from svdnb.generation import Progress, Stopped, VideoSettings, explain, generate, to_code
+from svdnb.generation import (
+    Progress,
+    Stopped,
+    VideoSettings,
+    explain,
+    generate,
+    inspect,
+    program,
+    recipe,
+    to_code,
+)
+from svdnb.videos import pixels, settings_of
 
 TIMEOUT_S = 60
 Make = Callable[..., Any]
@@ -145,6 +158,27 @@ def test_a_call_that_broke_off_frees_the_gpu_and_restores_the_vae(
     assert freed == [True]
 
 
+def test_a_cell_that_calls_the_pipeline_meanwhile_gets_a_sentence(
+    make: Make, pipe: Any, image: Image.Image, expected: Any
+) -> None:
+    said: list[str] = []
+
+    def call() -> None:
+        with pytest.raises(svdnb.Error) as caught:
+            pipe(image, max_guidance_scale=9.0)
+        said.append(str(caught.value))
+
+    def call_elsewhere(progress: Progress) -> None:
+        if progress.step == 1:
+            cell = threading.Thread(target=call)
+            cell.start()
+            cell.join(TIMEOUT_S)
+
+    assert np.array_equal(make(on_progress=call_elsewhere), expected)
+    assert "generating a video in another thread" in said[0]
+    pipe.check_inputs(image, 64, 64)  # free again
+
+
 def test_calls_with_one_pipeline_take_turns(make: Make, expected: Any) -> None:
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(make())) for _ in range(2)]
@@ -252,7 +286,83 @@ def test_nan_in_half_precision_names_other_dtypes(
         pipe.unet.to(torch.float32)
 
 
-# --- code -----------------------------------------------------------------------------------------
+# --- making a video again -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(
+    checkpoint: Any, settings: VideoSettings, expected: Any, tmp_path: Path
+) -> Callable[..., Path]:
+    """Save the expected video as if it had been made from photo.png, which lies beside it."""
+    svdnb.load_image("rocket", (90, 80)).save(tmp_path / "photo.png")
+    image = svdnb.load_image(tmp_path / "photo.png", (settings.width, settings.height))
+
+    def save(**changes: Any) -> Path:
+        kept = recipe(settings, checkpoint, image, str(tmp_path / "photo.png")) | changes
+        kept = {name: value for name, value in kept.items() if value is not ...}
+        return svdnb.save(expected, tmp_path / "video.mp4", settings=kept)
+
+    return save
+
+
+def test_a_saved_video_is_made_again_by_the_code_in_it(
+    saved: Callable[..., Path], tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, again = saved(), {}
+    monkeypatch.chdir(tmp_path)
+    code = inspect(path)
+    assert "svdnb" not in code.replace("svdnb/", "")
+    assert "# 'photo.png'" not in code
+    exec(code, again)
+    image = svdnb.load_image("photo.png", (64, 64))
+    assert np.array_equal(pixels(again["frames"]), pixels(make(start=image)))
+    assert str(tmp_path) not in str(settings_of(path))
+
+
+def test_the_code_tells_if_its_picture_is_another_or_missing(
+    saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = saved()
+    svdnb.load_image("boat", (90, 80)).save(tmp_path / "photo.png")
+    assert "# 'photo.png' gives other pixels" in inspect(path)
+    (tmp_path / "photo.png").unlink()
+    assert "# 'photo.png' is not here" in inspect(path)
+    url = inspect(saved(picture="https://example.org/photo.jpg"))
+    assert 'load_image("https://example.org/photo.jpg")' in url
+
+
+def test_nothing_but_numbers_and_text_gets_from_a_file_into_the_code(
+    checkpoint: Any, settings: VideoSettings, image: Image.Image, tmp_path: Path
+) -> None:
+    kept = recipe(settings, checkpoint, image, "rocket")
+    evil = "0\n);import os;os.system('x') #\"'"
+    for name in (*asdict(settings), "play_fps", "dtype", "variant"):
+        for value in (evil, [evil], float("nan"), 10**400):
+            with pytest.raises((KeyError, TypeError)):
+                program({**kept, name: value}, tmp_path, "x.mp4")
+    for name in ("checkpoint", "device", "picture", "torch", "diffusers", "threads"):
+        tree = ast.parse(program({**kept, name: evil}, tmp_path, "x.mp4"))
+        assert "system" not in {getattr(node, "attr", "") for node in ast.walk(tree)}
+
+
+def test_files_without_settings_get_a_sentence(saved: Callable[..., Path], tmp_path: Path) -> None:
+    for changes in ({"seed": ...}, {"width": 10**6}):
+        with pytest.raises(svdnb.Error, match=r"incomplete or damaged|size is"):
+            inspect(saved(**changes))
+    with pytest.raises(svdnb.Error, match="There is no file"):
+        inspect(tmp_path / "none.mp4")
+    foreign = export_to_video([np.zeros((64, 64, 3))] * 2, str(tmp_path / "foreign.mp4"))
+    with pytest.raises(svdnb.Error, match="was not made by svdnb"):
+        inspect(foreign)
+
+
+def test_a_recipe_keeps_no_password_and_no_home(
+    checkpoint: Any, settings: VideoSettings, image: Image.Image
+) -> None:
+    own = replace(checkpoint, name=str(Path("~/models/svd").expanduser()))
+    kept = recipe(settings, own, image, "https://me:secret@example.org/a.jpg?b=c")
+    assert kept["picture"] == "https://example.org/a.jpg?b=c"
+    assert kept["checkpoint"] == "~/models/svd"
 
 
 def test_the_code_for_a_gpu_offloads_and_loads_half_precision() -> None:

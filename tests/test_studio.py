@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import subprocess
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -50,6 +51,13 @@ def make(panel: Studio, **settings: Any) -> Card:
     panel.wait(TIMEOUT_S)
     assert "Done in" in panel.status.value, panel.status.value
     return panel.cards[0]
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
 
 
 def array(frames: Any) -> np.ndarray[Any, Any]:
@@ -188,10 +196,8 @@ def test_stop_ends_a_video_and_the_next_one_is_whole(panel: Studio, pipe: Any) -
 def test_a_failure_is_explained_and_the_panel_still_works(
     panel: Studio, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError("mat1 and mat2 do not fit\nand a long trace")
-
-    handle = pipe.unet.register_forward_pre_hook(fail)
+    error = RuntimeError("mat1 and mat2 do not fit\nand a long trace")
+    handle = pipe.unet.register_forward_pre_hook(raising(error))
     panel.generate_button.click()
     panel.wait(TIMEOUT_S)
     handle.remove()
@@ -199,10 +205,15 @@ def test_a_failure_is_explained_and_the_panel_still_works(
     assert "long trace" not in panel.status.value
     assert 'role="alert"' in panel.status.value
     with monkeypatch.context() as patched:
-        patched.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+        patched.setattr("tempfile.tempdir", "/nowhere")
         panel.generate_button.click()
         panel.wait(TIMEOUT_S)
-    assert "ffmpeg could not be started" in panel.status.value
+    assert "could not be encoded" in panel.status.value
+    with monkeypatch.context() as patched:
+        patched.setattr("svdnb.panel.studio.encode", raising(SystemExit(3)))
+        panel.generate_button.click()
+        panel.wait(TIMEOUT_S)
+    assert "SystemExit" in panel.status.value
     assert not panel.cards
     make(panel)
 
@@ -295,6 +306,28 @@ def test_close_releases_the_pipeline(miniature_folder: Path) -> None:
     while gone() is not None and time.monotonic() < deadline:
         gc.collect()
     assert gone() is None
+
+
+ENDING = """
+import sys, threading, svdnb
+pipe = svdnb.checkpoint(sys.argv[1]).load()
+panel = svdnb.studio(pipe)
+panel.num_inference_steps.value = 50
+reached = threading.Event()
+pipe.unet.register_forward_pre_hook(lambda *_: reached.set())
+panel.generate()
+reached.wait(60)
+"""
+
+
+def test_a_process_may_end_while_a_video_is_generated(miniature_folder: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDING, miniature_folder],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_pipeline_without_an_origin_gets_a_panel(
