@@ -1,4 +1,4 @@
-"""The command line: `python -m svdnb animate photo.jpg`, `inspect`, `fit`, `prefetch`, `doctor`."""
+"""The command line: `python -m svdnb animate`, `batch`, `inspect`, `fit`, `prefetch`, `doctor`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ examples:
   python -m svdnb animate photo.jpg
   python -m svdnb animate photo.jpg -o my.mp4 --motion-bucket-id 180 --seed 7
   python -m svdnb animate photo.jpg --checkpoint svd-xt --decode-chunk-size 2
+  python -m svdnb batch pictures/ --out videos/
+  torchrun --standalone --nproc-per-node 8 -m svdnb batch table.csv --out videos/
   python -m svdnb inspect my.mp4
   python -m svdnb fit --vram 6
   python -m svdnb prefetch svd-xt --to checkpoints/svd-xt
@@ -97,7 +99,7 @@ def animate(options: argparse.Namespace) -> int:
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that are settings of the video; None keeps the checkpoint's own."""
-    others = {"run", "picture", "output", "overwrite", "checkpoint"}
+    others = {"run", "picture", "output", "overwrite", "checkpoint", "pictures", "out"}
     return {name: value for name, value in vars(options).items() if name not in others}
 
 
@@ -116,6 +118,13 @@ def _generate(pipe: Any, image: Image.Image, settings: VideoSettings) -> NDArray
         bar.set_description("Done")
         bar.update()
     return frames
+
+
+def batch(options: argparse.Namespace) -> int:
+    """Make a video of each picture in a folder or a table, perhaps with many processes."""
+    from svdnb.batch import run
+
+    return run(options.pictures, options.out, options.checkpoint, _given(options))
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -235,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for run, summary, add_arguments in (
         (animate, "make a video from a picture", _animate_arguments),
+        (batch, "make a video of each of many pictures, on any number of GPUs", _batch_arguments),
         (inspect, "print diffusers code that makes a saved video again", _inspect_arguments),
         (fit, "find the fastest settings that fit a GPU; needs no GPU", _fit_arguments),
         (prefetch, "download a checkpoint into a folder", _prefetch_arguments),
@@ -258,7 +268,22 @@ def _animate_arguments(command: argparse.ArgumentParser) -> None:
         "free name")  # fmt: skip
     add("--overwrite", action="store_true",
         help="replace FILE even if svdnb did not make it")  # fmt: skip
-    add("--checkpoint", default="auto", metavar="NAME",
+    _add_video_arguments(command)
+
+
+def _batch_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("pictures", type=Path, metavar="PICTURES",
+        help="a folder; or a .csv or .jsonl table with a column 'picture', and perhaps 'video' (a "
+        "name) and settings, such as fps, motion_bucket_id or seed")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="FOLDER",
+        help="for the videos; several commands may fill it together, and a command that was "
+        "stopped goes on when it is run again")  # fmt: skip
+    _add_video_arguments(command)
+
+
+def _add_video_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--checkpoint", default="auto", metavar="NAME",
         help="pocket, svd, svd-xt, a folder, or auto: SVD-XT if a GPU has room for it, else Pocket "
         "SVD; the environment variable SVDNB_CHECKPOINT replaces auto")  # fmt: skip
 
