@@ -147,11 +147,9 @@ def encode(
 
     Raises Error for frames, fps, a scale or settings that cannot be used, and if ffmpeg fails.
     """
-    import imageio_ffmpeg
-
     shown = _even(enlarged(pixels(frames), scale))
-    if not isinstance(fps, (int, float, np.integer, np.floating)) or not 0.01 <= fps <= 1000:
-        raise Error(f"fps is {fps!r}. Pass frames per second above 0, for example 7.")
+    if not isinstance(fps, (int, float, np.integer, np.floating)) or not 0.01 <= fps <= 240:
+        raise Error(f"fps is {fps!r}. Pass frames per second, up to 240, for example 7.")
     fps = float(fps)
     count, height, width, _ = shown.shape
     try:
@@ -160,31 +158,37 @@ def encode(
         raise Error(
             f"The settings do not fit into JSON ({error}). Pass numbers and text."
         ) from error
-    options = [
-        f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {Fraction(fps).limit_denominator()}",
-        "-i pipe:0",
+    raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {Fraction(fps).limit_denominator()}"
+    h264 = (
         # If the file does not name its colour space, players guess, and colours shift.
         "-vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,"
-        "setparams=colorspace=bt709:color_primaries=bt709:color_trc=iec61966-2-1:range=tv",
+        "setparams=colorspace=bt709:color_primaries=bt709:color_trc=iec61966-2-1:range=tv "
         # One thread gives the same bytes every time; without B-frames the first frame is at 0 s.
-        "-c:v libx264 -pix_fmt yuv420p -crf 17 -bf 0 -threads 1",
-        "-map_metadata -1 -fflags +bitexact -movflags +faststart -metadata",
-    ]
+        "-c:v libx264 -pix_fmt yuv420p -crf 17 -bf 0 -threads 1 -fflags +bitexact -f nut pipe:1"
+    )
+    mp4 = (
+        "-f nut -i pipe:0 -c copy -map_metadata -1 -fflags +bitexact -movflags +faststart -metadata"
+    )
     try:
+        # Through a pipe, so that ffmpeg ends and leaves nothing if this process is killed; only the
+        # step to mp4, which takes a moment, needs a file.
+        limit = START_S + shown.size / 3 / PIXELS_PER_S
+        stream = _ffmpeg([*f"{raw} -i pipe:0 {h264}".split()], shown.tobytes(), limit)
         with tempfile.TemporaryDirectory(prefix="svdnb-") as folder:
             file = Path(folder) / "video.mp4"
-            command = [*" ".join(options).split(), f"comment={comment}", str(file)]
-            _ffmpeg(command, shown.tobytes(), START_S + shown.size / 3 / PIXELS_PER_S)
+            _ffmpeg([*mp4.split(), f"comment={comment}", str(file)], stream, START_S)
             # It may end without a complaint and without a film, too.
-            if imageio_ffmpeg.count_frames_and_secs(str(file))[0] != count:
+            frames_in = ["-f", "mov", "-i", str(file), "-c", "copy", "-f", "framecrc", "pipe:1"]
+            lines = _ffmpeg(frames_in, b"", START_S).splitlines()
+            if sum(not line.startswith(b"#") for line in lines) != count:
                 raise RuntimeError("ffmpeg wrote another number of frames")
-            mp4 = file.read_bytes()
+            content = file.read_bytes()
     except (OSError, RuntimeError) as error:
         raise Error(
             f"The video could not be encoded ({first_line(error)}). Check the space left for "
             "temporary files, and run: python -m svdnb doctor"
         ) from error
-    return Clip(mp4, first_frame(shown), width, height, count, fps)
+    return Clip(content, first_frame(shown), width, height, count, fps)
 
 
 def settings_of(path: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -144,7 +144,7 @@ def fake_ffmpeg(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     ("does", "why"),
     [
         ("sys.exit('no space left on device')", "no space left on device"),
-        ("'libx264' in sys.argv and open(sys.argv[-1], 'w').write('rubbish')", "not be encoded"),
+        ("'+faststart' in sys.argv and open(sys.argv[-1], 'w').write('rubbish')", "not be encoded"),
         ("time.sleep(60)", "not done after 1 s"),
     ],
     ids=["fails", "writes rubbish", "hangs"],
