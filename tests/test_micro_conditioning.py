@@ -1,76 +1,53 @@
-"""Notebook 04 says what the three numbers do. If they did nothing, its cells would show that."""
+"""Pocket SVD does what notebook 04 asks of it: the boat goes as far as the numbers say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from functools import cache
 from typing import Any
 
-import matplotlib
+import numpy as np
 import pytest
 import torch
-from diffusers import StableVideoDiffusionPipeline
-from IPython.core.inputtransformer2 import TransformerManager
+from skimage.feature import match_template
 
-from support import notebook_style as style
-from svdnb import checkpoints
+from svdnb import load_image, similarity
+from svdnb.pocket import scenes
 
-EFFECTS: dict[str, Callable[[float, float], bool]] = {
-    "motion_bucket_id": lambda low, high: high > 1.3 * low,  # px/frame
-    "fps": lambda low, high: low > 1.3 * high,  # px/frame
-    "noise_aug_strength": lambda low, high: low > high + 1,  # dB
-}
+WORLD = scenes.draw_scene(np.random.default_rng([2024, 4]), (1024, 576), "boat")
+IMAGE = load_image(WORLD.frame(0), scenes.SIZE)
+BOAT = np.asarray(load_image(WORLD.thing_mask(0), scenes.SIZE))[..., 0] > 127
 
 
-def ends_only(sweep: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda name, values, measure: sweep(name, (values[0], values[-1]), measure)
+@pytest.fixture(scope="module")
+def figures(pocket_pipe: Any) -> Any:
+    """Measure a video of two steps: pixels of travel, and dB of the first frame."""
+
+    @cache
+    def figures(**numbers: float) -> tuple[int, float]:
+        with torch.no_grad():
+            latents = pocket_pipe(
+                IMAGE, width=112, height=64, num_inference_steps=2, max_guidance_scale=1,
+                generator=torch.manual_seed(1), output_type="latent", **numbers,
+            ).frames[:, [0, -1]]  # fmt: skip
+            both = pocket_pipe.decode_latents(latents.to(pocket_pipe.vae.dtype), num_frames=2)
+        first, last = pocket_pipe.video_processor.postprocess_video(both, output_type="pil")[0]
+        down, across = np.nonzero(BOAT)
+        patch = np.asarray(IMAGE)[down.min() : down.max() + 1, across.min() : across.max() + 1]
+        match = match_template(np.asarray(last), patch)[..., 0]
+        travel = np.unravel_index(match.argmax(), match.shape)[1] - across.min()
+        return int(travel), similarity([first], IMAGE).first_psnr
+
+    pocket_pipe.set_progress_bar_config(disable=True)
+    return figures
 
 
-def effect_in_notebook(number: str) -> bool:
-    """Run the notebook's cells up to the plot of this number, and look at the two ends of it.
-
-    To be quick, a sweep uses one seed and its two ends only.
-    """
-    (notebook,) = (path for path in style.LESSONS if path.stem == "04_micro_conditioning")
-    names: dict[str, Any] = {"__name__": "__main__"}
-    for cell in style.code_cells(style.read(notebook)):
-        if any(f'sweep("{other}"' in cell.source for other in EFFECTS if other != number):
-            continue
-        if "means = plot(" in cell.source and f'"{number}"' not in cell.source:
-            continue
-        exec(TransformerManager().transform_cell(cell.source), names)
-        if "def sweep" in cell.source:
-            names["seeds"], names["sweep"] = (1,), ends_only(names["sweep"])
-        if "means = plot(" in cell.source:
-            return EFFECTS[number](names["means"][0], names["means"][-1])
-    raise LookupError(f"no cell plots {number}")
+def test_the_bucket_carries_the_boat_and_a_high_fps_holds_it_back(figures: Any) -> None:
+    calm, _ = figures(motion_bucket_id=10)
+    lively, _ = figures(motion_bucket_id=200)
+    assert abs(calm) <= 2
+    assert 0.7 <= lively / (scenes.WAYS["boat"][0] * 64 * 200 / 255) <= 1.3
+    assert figures(motion_bucket_id=200, fps=28)[0] <= lively / 2
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    matplotlib.use("Agg")
-    monkeypatch.setattr(checkpoints, "POCKET_STEPS", 2)
-    monkeypatch.chdir(tmp_path)  # the notebook writes its videos where it runs
-
-
-@pytest.mark.parametrize("number", EFFECTS)
-def test_each_number_has_its_effect_and_loses_it_with_the_conditioning(
-    number: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert effect_in_notebook(number)
-    ids, call = (
-        StableVideoDiffusionPipeline._get_add_time_ids,
-        StableVideoDiffusionPipeline.__call__,
-    )
-
-    def without_ids(*arguments: Any) -> torch.Tensor:
-        return torch.zeros_like(ids(*arguments))
-
-    def without_noise(
-        self: Any, *arguments: Any, noise_aug_strength: float = 0, **more: Any
-    ) -> Any:
-        return call(self, *arguments, noise_aug_strength=0.02, **more)
-
-    monkeypatch.setattr(StableVideoDiffusionPipeline, "_get_add_time_ids", without_ids)
-    monkeypatch.setattr(StableVideoDiffusionPipeline, "__call__", without_noise)
-    assert not effect_in_notebook(number)
+def test_noise_on_the_picture_costs_similarity(figures: Any) -> None:
+    assert figures(noise_aug_strength=0.3)[1] <= figures(noise_aug_strength=0.02)[1] - 1

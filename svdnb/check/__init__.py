@@ -5,16 +5,16 @@ it is waiting. There is one module of checks for each notebook.
 """
 
 from .basic_generation import animated as animated
+from .basic_generation import crops as crops
 from .basic_generation import lasts as lasts
-from .basic_generation import same_video as same_video
 from .exercises import NotYet as NotYet
 from .exercises import progress as progress
 from .memory import cheapest as cheapest
 from .memory import fits as fits
 from .memory import grows as grows
+from .micro_conditioning import as_far as as_far
 from .micro_conditioning import explains as explains
 from .micro_conditioning import loops as loops
 from .micro_conditioning import mystery as mystery
-from .micro_conditioning import reaches as reaches
 from .torch_compile import bargain as bargain
 from .torch_compile import pays_off as pays_off
