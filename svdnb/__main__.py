@@ -7,15 +7,18 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from urllib.parse import unquote, urlparse
 
 import svdnb
 from svdnb.checkpoints import HUB
-from svdnb.errors import Error
+from svdnb.errors import Error, first_line, is_out_of_memory, out_of_memory, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from svdnb.generation import Progress, VideoSettings
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USAGE, INTERRUPTED, CUT_OFF = 0, 1, 2, 130, 141
 
 EXAMPLES = """\
 examples:
@@ -42,25 +45,54 @@ exit codes:
   1    failed; the message says why and what to do (doctor: something is missing)
   2    the command or one of its arguments is wrong
   130  interrupted with Ctrl-C; no unfinished video is left
+  141  nobody reads what is printed any more, as in `| head -1`
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code (see `--help`)."""
-    options = _parser().parse_args(arguments)
+    """Run the command line and return its exit code (see `--help`).
+
+    This is the one place where errors become sentences. `python -X dev -m svdnb` shows a traceback
+    for those that nobody foresaw.
+    """
     if arguments is None:  # the real command line, not a test
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends ffmpeg, leaves no litter
+        for stream in (sys.stdout, sys.stderr):  # an ASCII console gets \xe9 for an accent
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     try:
-        code: int = options.run(options)
+        try:
+            options = _parser().parse_args(arguments)
+            code: int = options.run(options)
+        finally:
+            sys.stdout.flush()  # here, and not when Python ends: the reader may be gone
+    except BrokenPipeError:  # as in `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT_OFF
     except Error as error:
-        return _complain(str(error), FAILED)
+        return _complain(error, FAILED)
     except KeyboardInterrupt:
         return _complain("Interrupted; no unfinished video is left.", INTERRUPTED)
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        if is_out_of_memory(error):
+            return _complain(out_of_memory("the command ran"), FAILED)
+        return _complain(
+            f"Unforeseen: {type(error).__name__}: {first_line(error)}. Run: python -m svdnb "
+            "doctor. For a report to the authors, run: python -X dev -m svdnb ...",
+            FAILED,
+        )
     return code
 
 
-def _complain(sentence: str, code: int) -> int:
-    print(f"svdnb: {sentence}", file=sys.stderr)
+def _say(*lines: object, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print, with control characters made visible: names and reports come from elsewhere."""
+    print(*(printable(str(line)) for line in lines), sep="\n", end=end, file=file)
+
+
+def _complain(sentence: object, code: int) -> int:
+    _say(f"svdnb: {sentence}", file=sys.stderr)
     return code
 
 
@@ -73,7 +105,9 @@ def animate(options: argparse.Namespace) -> int:
     from svdnb.images import upright
     from svdnb.videos import encode
 
-    picture = upright(options.picture)  # before torch, so that a wrong file is told at once
+    # Before torch, so that a wrong file, or an output that cannot be written, is told at once.
+    wanted = _writable(options.output or _default_output(options.picture))
+    picture = upright(options.picture)
     checkpoint = svdnb.checkpoint(options.checkpoint)
     settings = VideoSettings.of(checkpoint, **_given(options))
     image = svdnb.load_image(picture, (settings.width, settings.height))
@@ -82,13 +116,12 @@ def animate(options: argparse.Namespace) -> int:
     frames = _generate(pipe, image, settings)
     kept = recipe(settings, checkpoint, image, options.picture)
     clip = encode(frames, settings.fps, settings=kept)
-    wanted = options.output or _default_output(options.picture)
     path = clip.write(wanted, options.overwrite)
     seconds = time.perf_counter() - start
     made, written = (f"{video.width}x{video.height}" for video in (settings, clip))
     enlarged = "" if made == written else f", enlarged to {written}"
     kept_name = "" if path.name == wanted.name else f" ({wanted.name} is not svdnb's, and stays)"
-    print(
+    _say(
         f"Saved {path.resolve()}{kept_name}\n"
         f"{len(frames)} frames of {made} pixels at {settings.fps} fps: "
         f"{len(frames) / settings.fps:.1f} s of video{enlarged}\n"
@@ -131,7 +164,7 @@ def inspect(options: argparse.Namespace) -> int:
     """Print a program for plain diffusers that makes a saved video again."""
     from svdnb.generation import inspect
 
-    print(inspect(options.video), end="")
+    _say(inspect(options.video), end="")
     return DONE
 
 
@@ -139,7 +172,7 @@ def fit(options: argparse.Namespace) -> int:
     """Print the fastest settings that fit a GPU, what each of them saves, and code to paste."""
     if (options.width is None) != (options.height is None):
         return _complain("--width and --height go together: give both, or none.", USAGE)
-    print("Running the model without weights: up to a minute the first time.", file=sys.stderr)
+    _say("Running the model without weights: up to a minute the first time.", file=sys.stderr)
     found = svdnb.fit_memory(
         options.vram or "auto",
         options.checkpoint,
@@ -147,21 +180,22 @@ def fit(options: argparse.Namespace) -> int:
         (options.width, options.height) if options.width else None,
         num_inference_steps=options.num_inference_steps,
     )
-    print(f"{found}\n\n{found.code}", end="")
+    _say(f"{found}\n\n{found.code}", end="")
     return DONE
 
 
 def prefetch(options: argparse.Namespace) -> int:
     """Download a checkpoint into a folder, and say how to use it."""
     from svdnb.checkpoints import prefetch
+    from svdnb.images import expanded
 
     def accepts(licence: str) -> bool:
-        print(licence)
+        _say(licence)
         return options.accept_licence or _says_yes("Do you accept this licence? [y/N] ")
 
-    folder = options.to.expanduser()
+    folder = expanded(options.to)
     prefetch(options.checkpoint, folder, accepts)
-    print(
+    _say(
         f"{folder} holds {options.checkpoint}, complete. To use it, set:\n"
         f"  SVDNB_CHECKPOINT={folder.resolve()}"
     )
@@ -177,11 +211,11 @@ def doctor(options: argparse.Namespace) -> int:
     from svdnb.doctor import report
 
     findings = report()
-    print(*findings, sep="\n")
+    _say(*findings)
     if any(finding.mark == "FAIL" for finding in findings):
-        print("A video cannot be made here yet: see [FAIL] above.")
+        _say("A video cannot be made here yet: see [FAIL] above.")
         return FAILED
-    print("A video can be made here: python -m svdnb animate")
+    _say("A video can be made here: python -m svdnb animate")
     return DONE
 
 
@@ -191,42 +225,55 @@ def doctor(options: argparse.Namespace) -> int:
 def _default_output(picture: str) -> Path:
     is_url = picture.lower().startswith(("http://", "https://"))
     name = unquote(urlparse(picture).path) if is_url else picture
-    return Path(f"{Path(name).stem or 'video'}.mp4")
+    stem = "".join(filter(str.isprintable, Path(name).stem))[:100]
+    return Path(f"{stem or 'video'}.mp4")
 
 
 def _output(text: str) -> Path:
-    path = Path(text).expanduser()
+    from svdnb.images import expanded
+
+    try:
+        return _writable(expanded(text))
+    except Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _writable(path: Path) -> Path:
+    """Return the path of a video. Raises Error if none can be written there."""
     if path.suffix.lower() != ".mp4":
-        raise argparse.ArgumentTypeError(f"{text} does not end in .mp4, like my.mp4")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"you may not write to the folder {path.parent.resolve()}")
+        raise Error(f"{path} is no name for an mp4 file. Name it like my.mp4.")
+    try:
+        if path.is_dir():
+            raise Error(f"{path} is a folder. Name a file in it.")
+        with suppress(FileNotFoundError):
+            path.lstat()  # fails for a name that is too long, too
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise Error(f"{path} cannot be written ({reason}). Name another file with -o.") from None
     return path
 
 
-def _number(kind: type[int | float], low: float, high: float, multiple_of: int = 1) -> Any:
+def _number(kind: type[int | float], low: float, high: float) -> Any:
     """Return a type for argparse: numbers within a range."""
     name = "a whole number" if kind is int else "a number"
-    of = f" that divides by {multiple_of}" if multiple_of > 1 else ""
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if low <= value <= high and (multiple_of == 1 or value % multiple_of == 0):
+        if low <= value <= high:
             return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {low} to {high}{of}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {low} to {high}")
 
     return parse
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        sys.exit(_complain(f"{message}. Help: {self.prog} --help", USAGE))
+        sys.exit(_complain(f"{message.rstrip('.')}. Help: {self.prog} --help", USAGE))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -321,14 +368,9 @@ def _fit_arguments(command: argparse.ArgumentParser) -> None:
 def _add_size_arguments(add: Callable[..., Any]) -> None:
     add("--steps", dest="num_inference_steps", type=_number(int, 1, 1000), metavar="N",
         help="denoising steps: more take longer and may look better")  # fmt: skip
-    add(
-        "--num-frames",
-        type=_number(int, 2, 1000),
-        metavar="N",
-        help="frames of the video, 2 or more",
-    )
-    add("--width", type=_number(int, 64, 4096, 8), metavar="N", help="pixels, a multiple of 8")
-    add("--height", type=_number(int, 64, 4096, 8), metavar="N", help="pixels, a multiple of 8")
+    add("--num-frames", type=_number(int, 2, 1000), metavar="N", help="frames, 2 or more")
+    add("--width", type=_number(int, 64, 4096), metavar="N", help="pixels, for SVD 64, 128, 192...")
+    add("--height", type=_number(int, 64, 4096), metavar="N", help="pixels, like --width")
 
 
 def _prefetch_arguments(command: argparse.ArgumentParser) -> None:

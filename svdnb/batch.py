@@ -25,8 +25,8 @@ from svdnb.checkpoints import checkpoint as find_checkpoint
 from svdnb.claims import Claims, draft, is_claimed
 from svdnb.errors import Error
 from svdnb.generation import VideoSettings, generate, recipe
-from svdnb.images import example_images, load_image
-from svdnb.videos import encode, expanded, settings_of
+from svdnb.images import example_images, expanded, load_image
+from svdnb.videos import encode, settings_of
 
 if TYPE_CHECKING:
     from diffusers import StableVideoDiffusionPipeline

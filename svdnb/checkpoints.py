@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import operator
 import os
 import shlex
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svdnb.errors import Error, first_line, is_out_of_memory
+from svdnb.errors import Error, first_line, is_out_of_memory, out_of_memory, printable
 
 if TYPE_CHECKING:
     import torch
@@ -30,11 +33,19 @@ FRAMES = {"svd": 14, "svd-xt": 25}
 NATIVE_SIZE = (1024, 576)
 NATIVE_STEPS = 25
 POCKET_STEPS, POCKET_GUIDANCE = 8, 1.0
-ROOM_FOR_XT = 12 * 2**30
-"""GPU memory in bytes from which "auto" chooses SVD-XT (with offloading, a few frames at once)."""
+ROOM_FOR_XT = 11 * 2**30
+"""GPU memory in bytes from which "auto" chooses SVD-XT: what is called 12 GB is 11.6 to 12 GiB."""
+ROOM_WITHOUT_CHUNKING = 13 * 2**30
+"""GPU memory in bytes that holds SVD-XT's UNet and all that it computes in one call."""
 ROOM_FOR_ALL_PARTS = 20 * 2**30
 """GPU memory in bytes that holds all parts of SVD-XT at once, with room to work."""
-PARTS_WITH_WEIGHTS = ("unet", "vae", "image_encoder")
+PARTS = ("unet", "vae", "image_encoder", "scheduler", "feature_extractor")
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "image_encoder": "model",
+}
+"""How the names of the files with a part's weights begin."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +55,8 @@ class Checkpoint:
     name is what `checkpoint` takes to find it again: "pocket", "svd", "svd-xt" or a folder; it is
     empty for a pipeline of unknown origin. path is a Hugging Face Hub id or a folder. variant and
     dtype go to `from_pretrained` together. width and height are the trained size in pixels. With a
-    max_guidance_scale of 1 the pipeline runs without guidance, in half the time. reason tells why
-    "auto" chose this checkpoint.
+    max_guidance_scale of 1 the pipeline runs without guidance, in half the time. The sides of a
+    video have to be multiples of `multiple` pixels. reason tells why "auto" chose this checkpoint.
     """
 
     name: str
@@ -59,6 +70,7 @@ class Checkpoint:
     height: int = NATIVE_SIZE[1]
     num_inference_steps: int = NATIVE_STEPS
     max_guidance_scale: float = 3.0
+    multiple: int = 64
     reason: str = field(default="", compare=False)
 
     @property
@@ -76,13 +88,15 @@ class Checkpoint:
         import torch
         from diffusers import StableVideoDiffusionPipeline
 
-        print(f"Loading {self.description}{self.reason and f'; {self.reason}'}")
+        print(printable(f"Loading {self.description}{self.reason and f'; {self.reason}'}"))
         try:
             pipe = StableVideoDiffusionPipeline.from_pretrained(
-                self.path, dtype=self.dtype, variant=self.variant
+                self.path, dtype=self.dtype, variant=self.variant, use_safetensors=True
             )
             if self.device == "cuda" and _gpu_memory() < ROOM_FOR_ALL_PARTS:
                 pipe.enable_model_cpu_offload()
+                if _gpu_memory() < ROOM_WITHOUT_CHUNKING:
+                    pipe.unet.enable_forward_chunking()
             else:
                 pipe.to(self.device)
             if self.wants_channels_last:
@@ -90,7 +104,7 @@ class Checkpoint:
                     if isinstance(module, torch.nn.Conv2d):
                         module.to(memory_format=torch.channels_last)
         except Exception as error:
-            raise Error(_why_not_loaded(self, error)) from error
+            raise _why_not_loaded(self, error) from error
         return pipe
 
 
@@ -103,7 +117,7 @@ def checkpoint(
     """Find a checkpoint: "auto", "pocket", "svd", "svd-xt", or a folder in diffusers' layout.
 
     "auto" takes what the environment variable SVDNB_CHECKPOINT names; if it is not set, SVD-XT on
-    a CUDA GPU with at least 12 GiB, and Pocket SVD elsewhere. By default dtype is float16 on a
+    a CUDA GPU with at least 11 GiB, and Pocket SVD elsewhere. By default dtype is float16 on a
     GPU, bfloat16 on a CPU with a unit for its matrix products (Intel AMX), and float32 elsewhere.
 
     Raises Error for an unknown name, for a folder that is missing, incomplete, or holds another
@@ -124,7 +138,9 @@ def checkpoint(
 
 def _find(name: str | os.PathLike[str]) -> Checkpoint:
     _hide_loading_bars()
-    name = os.fspath(name)
+    if not isinstance(name, (str, os.PathLike)):
+        raise Error(f"{name!r} is not the name of a checkpoint, or of a folder. Pass text.")
+    name = os.fsdecode(name)
     if name == "auto":
         name = os.environ.get("SVDNB_CHECKPOINT") or "auto"
     if name == "auto":
@@ -133,8 +149,9 @@ def _find(name: str | os.PathLike[str]) -> Checkpoint:
         return _pocket()
     if name in HUB:
         return _from_hub(name)
-    folder = Path(name).expanduser().absolute()  # one called "svd" is not taken for the model
-    if not folder.exists():
+    # Not Path.expanduser, which fails for "~nobody"; nor Path.exists, which fails for long names.
+    folder = Path(os.path.expanduser(name)).absolute()  # noqa: PTH111
+    if not os.path.lexists(folder):
         raise Error(
             f"There is no checkpoint {name!r}: no folder has this path, and svdnb does not know "
             "the name. Use 'auto', 'pocket', 'svd', 'svd-xt', or the path of a folder."
@@ -159,6 +176,7 @@ def checkpoint_of(pipe: StableVideoDiffusionPipeline) -> Checkpoint:
         description="a pipeline of your own",
         width=width,
         height=height,
+        multiple=_multiple(pipe.unet, pipe.vae),
     )
 
 
@@ -170,7 +188,7 @@ def on_colab() -> bool:
 def _suitable() -> Checkpoint:
     """Return SVD-XT if the GPU has room for it, else Pocket SVD, with the reason."""
     memory = _gpu_memory()
-    found = f"this GPU has {memory / 2**30:.0f} GiB" if memory else "no CUDA GPU was found"
+    found = f"this GPU has {memory / 2**30:.1f} GiB" if memory else "no CUDA GPU was found"
     reason = f"{found}, and SVD-XT needs {ROOM_FOR_XT >> 30} GiB of GPU memory"
     if memory >= ROOM_FOR_XT:
         return replace(_from_hub("svd-xt"), reason=reason)
@@ -237,20 +255,18 @@ def _from_hub(name: str) -> Checkpoint:
 
 
 def _from_folder(folder: Path) -> Checkpoint:
-    _require_all_parts(folder)
-    variant = _variant(folder)
-    unet, vae = (_read_json(folder, f"{part}/config.json") for part in ("unet", "vae"))
-    width, height = _size(unet, vae)
-    return Checkpoint(
-        name=str(folder),
-        path=str(folder),
-        num_frames=unet.get("num_frames", FRAMES["svd"]),
-        description=f"the checkpoint in {folder}",
-        variant=variant,
-        width=width,
-        height=height,
-        **_device(),
-    )
+    if not os.path.isfile(folder / "model_index.json"):  # noqa: PTH113 (never raises)
+        raise Error(
+            f"{folder} is not a folder with a model_index.json, as diffusers saves a pipeline. "
+            "Name the folder that has this file, or download a checkpoint: "
+            "python -m svdnb prefetch svd-xt --to NEW_FOLDER"
+        )
+    try:
+        files = [(file, file.stat()) for file in sorted(folder.glob("**/*"))]
+    except OSError as error:
+        raise _unusable(folder, first_line(error)) from error
+    found = _checked(folder, tuple((f, about.st_size, about.st_mtime_ns) for f, about in files))
+    return replace(found, **_device())
 
 
 def _size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
@@ -259,100 +275,154 @@ def _size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
     if not isinstance(unet.get("sample_size"), (list, tuple)):
         return NATIVE_SIZE
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    height, width = (side * factor for side in unet["sample_size"])
+    height, width = (operator.index(side) * factor for side in unet["sample_size"])
     return width, height
+
+
+def _multiple(unet: Any, vae: Any) -> int:
+    """Return what a side must divide by: the VAE and the UNet halve it again and again."""
+    halvings = len(vae.config.block_out_channels) + len(unet.config.block_out_channels) - 2
+    return int(2 ** max(3, halvings))  # the pipeline asks for 8
 
 
 # --- checking a folder ----------------------------------------------------------------------------
 
 
-def _require_all_parts(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise Error(
-            f"{folder} is not a folder with a model_index.json, as diffusers saves a pipeline. "
-            "Name the folder that has this file, or download a checkpoint: "
-            "python -m svdnb prefetch svd-xt --to NEW_FOLDER"
-        )
-    index = _read_json(folder, "model_index.json")
-    if index.get("_class_name") != "StableVideoDiffusionPipeline":
-        raise Error(
-            f"{folder} holds a {index.get('_class_name')}, but svdnb works with a "
-            "StableVideoDiffusionPipeline. Name the folder of a Stable Video Diffusion checkpoint."
-        )
-    for part, entry in index.items():
-        if isinstance(entry, list) and not any((folder / part).glob("*.json")):
-            raise _incomplete(folder, f"{part}/ has no configuration")
+@lru_cache(maxsize=8)
+def _checked(folder: Path, state: tuple[object, ...]) -> Checkpoint:
+    """Check every part as diffusers would load it; `state` changes with the files.
+
+    Nothing but headers of the weights is read: their shapes have to be those of a model that is
+    built, without memory, from the configuration.
+    """
+    import torch
+
+    part, configs, models = "model_index.json", {}, {}
+    try:
+        index = read_json(folder / "model_index.json")
+        kind = index.get("_class_name")
+        if kind != "StableVideoDiffusionPipeline":
+            raise Error(
+                f"{folder} holds a {kind}, but svdnb works with a StableVideoDiffusionPipeline. "
+                "Name the folder of a Stable Video Diffusion checkpoint."
+            )
+        for part in PARTS:
+            library, name = index[part]
+            if library not in ("diffusers", "transformers"):  # nobody else's code is run
+                raise ValueError(f"{name} comes from {library}")
+            if not any((folder / part).glob("*.json")):
+                raise ValueError("it has no configuration")
+            loader = getattr(importlib.import_module(library), name)
+            if part not in WEIGHTS:
+                loader.from_pretrained(folder / part, local_files_only=True)
+                continue
+            configs[part] = read_json(folder / part / "config.json")
+            with torch.device("meta"):
+                models[part] = build(part, configs[part])
+        variant = _variant(folder)
+        for part, model in models.items():
+            _require_weights(model, _files(folder, part, variant))
+        width, height = _size(configs["unet"], configs["vae"])
+        num_frames = operator.index(models["unet"].config.num_frames or FRAMES["svd"])
+    except Error:
+        raise
+    except Exception as error:  # damaged files make loaders raise anything
+        raise _unusable(folder, f"{part}: {first_line(error)}") from error
+    return Checkpoint(
+        name=str(folder),
+        path=str(folder),
+        dtype=torch.float32,
+        device="cpu",
+        num_frames=num_frames,
+        description=f"the checkpoint in {folder}",
+        variant=variant,
+        width=width,
+        height=height,
+        multiple=_multiple(models["unet"], models["vae"]),
+    )
+
+
+def build(part: str, config: Mapping[str, Any]) -> Any:
+    """Build a part of the pipeline from its configuration, with initial weights."""
+    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    # A saved configuration names the weights' dtype, which transformers would prefer to torch's.
+    config = {name: value for name, value in config.items() if "dtype" not in name}
+    if part == "image_encoder":
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**config)).eval()
+    kinds = {"unet": UNetSpatioTemporalConditionModel, "vae": AutoencoderKLTemporalDecoder}
+    return kinds[part].from_config(config).eval()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises OSError, or ValueError if it does not."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name} holds no JSON object")
+    return content
+
+
+def _files(folder: Path, part: str, variant: str | None) -> list[Path]:
+    """Return the files with a part's weights in half precision (variant "fp16"), or in full."""
+    files = (folder / part).glob(f"{WEIGHTS[part]}*.safetensors")
+    return [file for file in files if (".fp16" in file.name) == bool(variant)]
 
 
 def _variant(folder: Path) -> str | None:
     """Return "fp16" if every part has weights in half precision, None if in full precision."""
-    files = list(folder.glob("*/*.safetensors"))
-    half = [file for file in files if ".fp16" in file.name]
-    full = [file for file in files if file not in half]
-    for variant, found in (("fp16", half), (None, full)):
-        if {file.parent.name for file in found}.issuperset(PARTS_WITH_WEIGHTS):
-            _require_whole(folder, found)
+    for variant in ("fp16", None):
+        if all(_files(folder, part, variant) for part in WEIGHTS):
             return variant
-    parts = {file.parent.name for file in half or full}
-    missing = next(part for part in PARTS_WITH_WEIGHTS if part not in parts)
+    half = any(_files(folder, part, "fp16") for part in WEIGHTS)
+    part = next(part for part in WEIGHTS if not _files(folder, part, "fp16" if half else None))
+    if not half and any((folder / part).glob("*.bin")):
+        raise Error(
+            f"{folder} has weights only as pickles ({part}/*.bin), which can run any program when "
+            "they are loaded. Get the checkpoint as safetensors. If you trust this one, convert "
+            "it: from_pretrained(folder, use_safetensors=False).save_pretrained(NEW_FOLDER)"
+        )
     precision = "half precision (*.fp16.safetensors)" if half else "safetensors format"
-    raise _incomplete(folder, f"{missing}/ has no weights in {precision}")
+    raise _unusable(folder, f"{part}/ has no weights in {precision}")
 
 
-def _require_whole(folder: Path, files: list[Path]) -> None:
+def _require_weights(model: Any, files: list[Path]) -> None:
     from safetensors import safe_open
 
+    lacking = Counter(tuple(weight.shape) for weight in model.parameters())
     for file in files:
-        try:
-            safe_open(file, framework="np")  # compares the file's length with its header
-        except Exception as error:  # SafetensorError, or the system's error for an empty file
-            raise _incomplete(folder, f"{file.relative_to(folder)} is cut off") from error
+        with safe_open(file, framework="np") as weights:  # compares the length with the header
+            lacking -= Counter(tuple(weights.get_slice(n).get_shape()) for n in weights.keys())  # noqa: SIM118
+    if lacking:
+        raise ValueError(
+            f"{files[0].name} lacks {lacking.total()} of the tensors that config.json asks for"
+        )
 
 
-def _incomplete(folder: Path, problem: str) -> Error:
-    """Tell how to complete a folder that prefetch filled; nothing else is downloaded into it."""
-    what = f"The checkpoint in {folder} is incomplete: {problem}."
+def _unusable(folder: Path, problem: str) -> Error:
+    """Tell how to mend a folder that prefetch filled; nothing else is downloaded into it."""
+    what = f"The checkpoint in {folder} is incomplete or damaged: {problem}."
     for name, hub_id in HUB.items():
         if _source(folder) == hub_id:
             command = f"python -m svdnb prefetch {name} --to {shlex.quote(str(folder))}"
-            return Error(f"{what} Continue the download: {command}")
-    frames = _content(folder / "unet" / "config.json").get("num_frames")
-    name = "svd" if frames == FRAMES["svd"] else "svd-xt"
+            return Error(f"{what} Download what is missing: {command}")
     return Error(
-        f"{what} Copy it again from where it came from, or download a checkpoint: "
-        f"python -m svdnb prefetch {name} --to NEW_FOLDER"
+        f"{what} Copy it again from where it came from, or use another one: 'pocket' is bundled; "
+        "python -m svdnb prefetch svd-xt --to NEW_FOLDER downloads SVD-XT."
     )
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    content = _content(folder / name)
-    if not content:
-        raise _incomplete(folder, f"{name} is cut off or unreadable")
-    return content
-
-
-def _content(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one if the file cannot be read."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _why_not_loaded(wanted: Checkpoint, error: Exception) -> str:
+def _why_not_loaded(wanted: Checkpoint, error: Exception) -> Error:
     """Explain in one sentence why `load` failed, and add the next step."""
     if is_out_of_memory(error):
-        return (
-            "Out of memory while the checkpoint was loaded. Close other programs and notebooks, "
-            "restart this kernel, and try again."
-        )
+        return out_of_memory("the checkpoint was loaded")
     if _needs_login(error):
-        return _how_to_log_in(wanted.path)
+        return Error(_how_to_log_in(wanted.path))
     what = f"{wanted.path} could not be loaded ({first_line(error)})."
     if wanted.path not in HUB.values():
-        return f"{what} Copy it again from where it came from, or use svdnb.checkpoint('pocket')."
-    return (
+        what += " Copy it again from where it came from, or use svdnb.checkpoint('pocket')."
+        return Error(what)
+    return Error(
         f"{what} With a connection, run `python -m svdnb prefetch {wanted.name} --to FOLDER` and "
         "set SVDNB_CHECKPOINT=FOLDER. Without one, use Pocket SVD: svdnb.checkpoint('pocket')."
     )
@@ -421,10 +491,10 @@ def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> None:
         raise Error(
             f"{name!r} cannot be downloaded. Name 'svd' or 'svd-xt'; Pocket SVD is bundled."
         )
-    if folder.exists() and not _is_download_of(HUB[name], folder):
+    if os.path.lexists(folder) and not _is_download_of(HUB[name], folder):
         raise Error(
-            f"{folder} already holds something else than a download of {HUB[name]}. Name a new "
-            "folder, or an empty one."
+            f"{folder} already holds something else than a download of {HUB[name]}, or links. "
+            "Name a new folder, or an empty one."
         )
     if not accepts(LICENCE.format(hub_id=HUB[name])):
         raise Error("You did not accept the licence, so nothing was downloaded.")
@@ -436,9 +506,12 @@ def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> None:
 
 
 def _is_download_of(hub_id: str, folder: Path) -> bool:
-    if not folder.is_dir():
+    """Tell whether a folder is empty, or a download without links, which could lead elsewhere."""
+    try:
+        has_links = any(path.is_symlink() for path in (folder, *folder.rglob("*")))
+        return not has_links and (not any(folder.iterdir()) or _source(folder) == hub_id)
+    except OSError:  # no folder, or none that may be read
         return False
-    return not any(folder.iterdir()) or _source(folder) == hub_id
 
 
 def _source(folder: Path) -> str:

@@ -57,7 +57,10 @@ def _result(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except Exception as error:  # one broken part must not hide the findings about the others
-        return Finding("FAIL", f"{name} cannot be used ({first_line(error)}).", INSTALL)
+        remedy = INSTALL
+        if isinstance(error, PermissionError):
+            remedy = f"Give yourself access to {error.filename}, or set HOME to another folder."
+        return Finding("FAIL", f"{name} cannot be used ({first_line(error)}).", remedy)
 
 
 def _torch() -> Finding:

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 
 class Error(Exception):
-    """Say what went wrong and what to do next; a notebook shows the message without a traceback."""
+    """Say what went wrong and what to do next; a notebook shows the message without a traceback.
+
+    The message may quote a file's or a server's words: control characters in it are made visible.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
 
+def printable(text: str) -> str:
+    """Replace characters that a terminal would obey, or cannot encode, by escapes such as \\x1b."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message without its period; its class if it is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def out_of_memory(doing: str) -> Error:
+    """Return the error to raise when memory ran out and no setting would help."""
+    return Error(
+        f"Out of memory while {doing}. Close other programs and notebooks, restart this kernel, "
+        "and try again."
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

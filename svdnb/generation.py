@@ -25,8 +25,8 @@ from PIL import Image, ImageOps
 
 from svdnb.checkpoints import HUB, POCKET, Checkpoint
 from svdnb.errors import Error, first_line, is_out_of_memory
-from svdnb.images import example_images, load_image
-from svdnb.videos import expanded, settings_of
+from svdnb.images import example_images, expanded, load_image
+from svdnb.videos import settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -72,10 +72,19 @@ class VideoSettings:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, **changes: Any) -> VideoSettings:
-        """Take a checkpoint's settings, with changes; a change to None keeps the default."""
+        """Take a checkpoint's settings, with changes; a change to None keeps the default.
+
+        Raises Error for a size that the checkpoint cannot make.
+        """
         names = ("width", "height", "num_frames", "num_inference_steps", "max_guidance_scale")
         settings = {name: getattr(checkpoint, name) for name in names}
-        return cls(**settings | {k: v for k, v in changes.items() if v is not None})
+        made = cls(**settings | {k: v for k, v in changes.items() if v is not None})
+        if made.width % checkpoint.multiple or made.height % checkpoint.multiple:
+            raise Error(
+                f"This model cannot make {made.width}x{made.height} pixels: pass multiples of "
+                f"{checkpoint.multiple}, for example {checkpoint.width}x{checkpoint.height}."
+            )
+        return made
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for `pipe(image, ...)`, with a fresh random generator."""

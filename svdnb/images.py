@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import ipaddress
 import operator
 import os
+import queue
+import re
+import socket
+import string
+import threading
+import time
 import urllib.request
 import warnings
 from collections.abc import Mapping
-from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from svdnb.errors import Error, first_line
+from svdnb.errors import Error, first_line, is_out_of_memory, out_of_memory
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Any
 
 EXAMPLES = Path(__file__).parent / "examples"
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""No others are tried, whatever a file is called: some start programs, such as Ghostscript."""
 MAX_BYTES = 100 * 2**20  # of a file or a download
+MAX_PIXELS = 40_000_000  # of a picture, once decoded: 160 MB
 MAX_SIDE = 8192  # of the result, in pixels
-TIMEOUT_S = 20  # for each answer of a server
+TIMEOUT_S = 60  # for a download as a whole
 
 
 def example_images() -> dict[str, Path]:
@@ -39,8 +49,10 @@ def load_image(source: Source, size: tuple[int, int] = (1024, 576)) -> Image.Ima
     array (height, width[, 1, 3 or 4]) of uint8 or of floats in [0, 1], or the name of an example.
     size: (width, height) in pixels. The crop is taken from the middle; nothing is stretched.
     Transparency becomes white. Of an animation or of several uploads, the first picture is used.
+    A JPEG above 40 megapixels is reduced while it is decoded.
 
-    Raises Error for anything that is not a complete, readable picture.
+    Raises Error for anything that is not a complete, readable picture of a known format, and for
+    a URL that does not answer in full within a minute or redirects into the local network.
     """
     try:
         width, height = (operator.index(side) for side in size)
@@ -62,7 +74,13 @@ def upright(source: Source) -> Image.Image:
     except Error:
         raise
     except Exception as error:  # a PIL image that was opened, but not read yet, may be damaged
-        raise Error(_unreadable("The picture", error)) from None
+        raise _unreadable("The picture", error) from None
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder for "~"."""
+    # Path.expanduser would fail for "~nobody" and for a file such as "./~tmp.mp4".
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def checked_values(pixels: NDArray[Any], what: str) -> NDArray[Any]:
@@ -96,8 +114,7 @@ def _opened(source: Source) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decoded(bytes(source), "The data")
     if isinstance(source, (str, os.PathLike)):
-        name = os.fsdecode(source)
-        return _decoded(_contents(name), name)
+        return _named(os.fsdecode(source))
     uploads = _uploads(source)
     if uploads is None:
         raise Error(
@@ -119,64 +136,129 @@ def _uploads(value: Any) -> list[Any] | None:
     return list(value) if is_upload else None
 
 
-def _contents(name: str) -> bytes:
-    """Return the bytes of an example, a URL or a file."""
+def _named(name: str) -> Image.Image:
+    """Open an example, a URL or a file."""
     if name.lower().startswith(("http://", "https://")):
-        data = _downloaded(name)
-    else:
-        data = _read(example_images().get(name, name))
-    if len(data) > MAX_BYTES:
-        raise Error(f"{name} is larger than {MAX_BYTES >> 20} MiB. Pass a smaller picture.")
-    return data
+        shown = _without_secrets(name)
+        return _decoded(_downloaded(name, shown), shown)
+    return _decoded(_read(str(example_images().get(name, name))), name)
 
 
-def _read(name: str | Path) -> bytes:
+def _read(name: str) -> bytes:
+    path = expanded(name)
     try:
-        path = Path(name).expanduser()
         if path.is_dir():
             raise Error(f"{path} is a folder. Pass one picture in it.")
         if not path.is_file():
             raise Error(
-                f"There is no picture {str(name)!r}. Check the path, or use an example: "
+                f"There is no picture {name!r}. Check the path, or use an example: "
                 f"{', '.join(example_images())}."
             )
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
-    except (OSError, RuntimeError) as error:  # RuntimeError: "~nobody" has no home
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = getattr(error, "strerror", None) or error
         raise Error(f"{name} could not be read ({reason}). Pass another path.") from None
 
 
-def _downloaded(url: str) -> bytes:
+def _without_secrets(url: str) -> str:
+    """Return a URL to show: without a user, a password, and a query, which may hold a token."""
+    return re.sub(r"(?<=//)[^/?#]*@|[?#].*", "", url)
+
+
+def _downloaded(url: str, shown: str) -> bytes:
+    """Fetch a URL within TIMEOUT_S, however slowly a name, a header or a byte arrives."""
+    answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answer.put(_fetched(url)), daemon=True).start()
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "svdnb"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            data: bytes = answer.read(MAX_BYTES + 1)
-    except (OSError, ValueError, HTTPException) as error:
-        raise Error(
-            f"{url} could not be fetched ({error}). Check the address and the connection, or "
-            "save the picture and pass its path."
-        ) from None
-    return data
+        found = answer.get(timeout=TIMEOUT_S)
+    except queue.Empty:
+        found = TimeoutError(f"not complete after {TIMEOUT_S} s")
+    if isinstance(found, bytes):
+        return found
+    raise Error(
+        f"{shown} could not be fetched ({first_line(found)}). Check the address and the "
+        "connection, or save the picture and pass its path."
+    )
+
+
+def _fetched(url: str) -> bytes | Exception:
+    deadline, data = time.monotonic() + TIMEOUT_S, bytearray()
+    try:
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            return ValueError("svdnb does not log in")
+        host = parts.netloc.encode("idna").decode()
+        encoded = quote(parts._replace(netloc=host, fragment="").geturl(), safe=string.punctuation)
+        request = urllib.request.Request(encoded, headers={"User-Agent": "svdnb"})
+        opener = urllib.request.build_opener(_Redirects(parts.hostname))
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
+            while len(data) <= MAX_BYTES and (piece := answer.read1(2**20)):
+                data += piece
+                if time.monotonic() > deadline:  # nobody waits any longer
+                    break
+    except Exception as error:  # a server can make urllib raise anything
+        return error
+    return bytes(data)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects to public addresses, and within the host that the user has named."""
+
+    def __init__(self, named: str | None) -> None:
+        self.named = named
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        parts = urlsplit(newurl)
+        if parts.scheme not in ("http", "https"):
+            raise ValueError("it redirects to another protocol")
+        if parts.hostname != self.named and not _is_public(parts.hostname or ""):
+            raise ValueError("it redirects into the local network")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_public(host: str) -> bool:
+    """Tell whether no address of a host is local; a host without an address cannot be reached."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:  # a proxy may know the name
+        return True
+    return all(ipaddress.ip_address(str(at[0]).partition("%")[0]).is_global for *_, at in found)
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:
     if not data:
         raise Error(f"{name} is empty. Pass a picture, such as a JPEG or PNG file.")
+    if len(data) > MAX_BYTES:
+        raise Error(f"{name} is larger than {MAX_BYTES >> 20} MiB. Pass a smaller picture.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(BytesIO(data))
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is below
+            Image.init()
+            picture = Image.open(BytesIO(data), formats=[k for k in FORMATS if k in Image.OPEN])
+            width, height = picture.size
+            if width * height > MAX_PIXELS and "progressive" not in picture.info:
+                picture.draft(None, (width // 2, height // 2))  # no format but JPEG can do this
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{width}x{height} are more than {MAX_PIXELS / 1e6:.0f} megapixels"
+                )
             picture.load()
     except Exception as error:  # damaged files make decoders raise anything
-        raise Error(_unreadable(name, error)) from None
+        raise _unreadable(name, error) from None
     return picture
 
 
-def _unreadable(name: str, error: Exception) -> str:
+def _unreadable(name: str, error: Exception) -> Error:
+    if is_out_of_memory(error):
+        return out_of_memory("a picture was read")
     is_unknown = isinstance(error, UnidentifiedImageError)
     reason = "unknown format" if is_unknown else first_line(error)
-    return f"{name} is not a readable picture ({reason}). Save or fetch it again, as JPEG or PNG."
+    return Error(
+        f"{name} is not a readable picture ({reason}). Save or fetch it again, as JPEG or PNG."
+    )
 
 
 def _from_array(pixels: NDArray[Any]) -> Image.Image:
@@ -205,19 +287,19 @@ def _rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("LA")
     if picture.has_transparency_data:
         colours = picture.convert("RGBA")
-        white = Image.new("RGBA", colours.size, "white")
-        picture = Image.alpha_composite(white, colours)
+        picture = Image.new("RGB", colours.size, "white")
+        picture.paste(colours, mask=colours)
     return picture.convert("RGB")
 
 
 def _deep_to_8_bits(picture: Image.Image) -> Image.Image:
     """Scale 16-bit integers from 0 to 65535, and floats from 0 to 1 or to 255, down to 8 bits."""
-    values = np.asarray(picture, np.float64)
+    values = np.array(picture, np.float32)
     if not np.isfinite(values).all():
         raise Error("The picture has NaN or infinite values. Replace them first.")
     highest = values.max(initial=0)
     if picture.mode == "F":
-        values = values * 255 if highest <= 1 else values
+        values *= 255 if highest <= 1 else 1
     elif picture.mode != "I" or highest > 255:
-        values = values / 257
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+        values /= 257
+    return Image.fromarray(values.clip(0, 255, out=values).round(out=values).astype(np.uint8))

@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import svdnb
 from svdnb.errors import Error, first_line
-from svdnb.images import MAX_SIDE, checked_values
+from svdnb.images import MAX_SIDE, checked_values, expanded
 
 Frames: TypeAlias = Sequence[Image.Image] | NDArray[Any]
 
@@ -377,12 +377,6 @@ def _ffmpeg(command: Sequence[str], stdin: bytes, seconds: float) -> bytes:
         said = done.stderr.decode(errors="replace").strip()[-500:]
         raise RuntimeError(f"ffmpeg: {said or f'exit status {done.returncode}'}")
     return done.stdout
-
-
-def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return a path with the home folder for "~"."""
-    # Path.expanduser would fail for "~nobody" and for a file such as "./~tmp.mp4".
-    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def free_name(path: Path) -> Path:

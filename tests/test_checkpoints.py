@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -126,7 +127,9 @@ def test_a_small_gpu_gets_one_part_at_a_time(
     monkeypatch.setattr(StableVideoDiffusionPipeline, "from_pretrained", from_pretrained)
     found = svdnb.checkpoint("svd-xt")
     pipe = found.load()
-    from_pretrained.assert_called_once_with(HUB["svd-xt"], variant="fp16", dtype=found.dtype)
+    from_pretrained.assert_called_once_with(
+        HUB["svd-xt"], variant="fp16", dtype=found.dtype, use_safetensors=True
+    )
     assert pipe.method_calls == [done]  # type: ignore[attr-defined]
 
 
@@ -137,25 +140,59 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
 
 
+def headed(file: Path, header: object) -> None:
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
 BREAKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "a folder with a model_index.json"),
-    "index cut off": (lambda f: cut(f / "model_index.json"), "model_index.json is cut off"),
+    "index cut off": (lambda f: cut(f / "model_index.json"), "model_index.json: "),
+    "index of another shape": (
+        lambda f: (f / "model_index.json").write_text("[]"), "model_index.json holds no",
+    ),
+    "foreign code": (
+        lambda f: edit(f / "model_index.json", unet=["my_unet", "Model"]),
+        "unet: Model comes from my_unet",
+    ),
+    "a part of another kind": (lambda f: edit(f / "model_index.json", vae=7), "vae: "),
     "another pipeline": (
         lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"),
         "holds a FluxPipeline",
     ),
-    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "scheduler/ has no configuration"),
-    "config cut off": (lambda f: cut(f / "unet/config.json"), "unet/config.json is cut off"),
+    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "scheduler: it has no conf"),
+    "scheduler of wrong types": (
+        lambda f: edit(f / "scheduler/scheduler_config.json", beta_start="x"), "scheduler: ",
+    ),
+    "config cut off": (lambda f: cut(f / "unet/config.json"), "unet: "),
+    "config of wrong types": (
+        lambda f: edit(f / "unet/config.json", block_out_channels="32", num_frames=[]), "unet: ",
+    ),
+    "size of wrong types": (
+        lambda f: edit(f / "unet/config.json", sample_size=["a", {}]), "damaged: ",
+    ),
+    "empty config": (lambda f: (f / "vae/config.json").write_text("{}"), "vae: "),
+    "another model's config": (
+        lambda f: edit(f / "image_encoder/config.json", hidden_size=64),
+        "image_encoder: model.fp16.safetensors lacks",
+    ),
+    "swapped weights": (
+        lambda f: shutil.copy(f / "vae/diffusion_pytorch_model.fp16.safetensors", f / UNET),
+        "unet: diffusion_pytorch_model.fp16.safetensors lacks",
+    ),
+    "header without offsets": (
+        lambda f: headed(f / UNET, {"weight": {"dtype": "F16", "shape": [1]}}), "unet: ",
+    ),
     "weights missing": (
         lambda f: (f / "image_encoder/model.fp16.safetensors").unlink(),
         "image_encoder/ has no weights in half precision",
     ),
     "weights in another format": (
         lambda f: [p.rename(p.with_suffix(".bin")) for p in f.glob("*/*.safetensors")],
-        "unet/ has no weights in safetensors format",
+        "weights only as pickles (unet/*.bin), which can run any program",
     ),
-    "weights cut off": (lambda f: cut(f / UNET), f"{UNET} is cut off"),
-}
+    "weights cut off": (lambda f: cut(f / UNET), "unet: "),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
@@ -165,15 +202,14 @@ def test_a_folder_that_cannot_be_used_is_explained(folder: Path, breakage: str) 
     with pytest.raises(Error, match=re.escape(why)) as caught:
         svdnb.checkpoint(folder)
     assert str(folder) in str(caught.value)
-    assert re.search("prefetch svd-xt --to NEW_FOLDER|Name the folder", str(caught.value))
+    assert re.search("prefetch svd-xt --to NEW_FOLDER|Name the folder|Get", str(caught.value))
 
 
 def test_an_incomplete_folder_is_completed_with_the_model_it_was_filled_with(
     folder: Path,
 ) -> None:
     (folder / UNET).unlink()
-    edit(folder / "unet/config.json", num_frames=14)
-    with pytest.raises(Error, match="prefetch svd --to NEW_FOLDER"):
+    with pytest.raises(Error, match="or use another one"):
         svdnb.checkpoint(folder)
     (folder / SOURCE).write_text(HUB["svd"])
     with pytest.raises(Error, match=re.escape(f"prefetch svd --to '{folder}'")):
@@ -183,6 +219,12 @@ def test_an_incomplete_folder_is_completed_with_the_model_it_was_filled_with(
 def test_a_name_or_a_file_that_is_no_checkpoint_is_explained(tmp_path: Path) -> None:
     with pytest.raises(Error, match="Use 'auto', 'pocket', 'svd', 'svd-xt'"):
         svdnb.checkpoint("svd_xt")
+    for name in ("~nobody-of-this-name", "x" * 300, "\x1b[2J", "a\0b"):
+        with pytest.raises(Error, match="There is no checkpoint") as caught:
+            svdnb.checkpoint(name)
+        assert str(caught.value).isprintable()
+    with pytest.raises(Error, match="None is not the name"):
+        svdnb.checkpoint(None)  # type: ignore[arg-type]
     (tmp_path / "svd_xt.safetensors").touch()
     with pytest.raises(Error, match="is not a folder"):
         svdnb.checkpoint(tmp_path / "svd_xt.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,10 +123,12 @@ def test_the_program_prints_four_lines_and_a_bar(here: Path) -> None:
         (["animate", "--motion-bucket-id", "256"], "'256' is not a whole number from 0 to 255"),
         (["animate", "--fps", "7.5"], "'7.5' is not a whole number from 1 to 60"),
         (["animate", "--noise-aug-strength", "nan"], "'nan' is not a number from 0 to 1"),
-        (["animate", "--width", "100"], "divides by 8"),
+        (["animate", "--width", "10"], "'10' is not a whole number from 64"),
         (["animate", "--speed", "1"], "unrecognized arguments: --speed"),
-        (["animate", "-o", "my.gif"], "my.gif does not end in .mp4"),
-        (["animate", "-o", "gone/my.mp4"], "there is no folder gone"),
+        (["animate", "-o", "my.gif"], "my.gif is no name for an mp4 file"),
+        (["animate", "-o", ".mp4"], ".mp4 is no name for an mp4 file"),
+        (["animate", "-o", "gone/my.mp4"], "gone/my.mp4 cannot be written (No such file"),
+        (["animate", "-o", f"{'x' * 300}.mp4"], "cannot be written (File name too long)"),
         (["animate", "-o", "folder.mp4"], "folder.mp4 is a folder"),
         (["fit", "--vram", "6 GB"], "'6 GB' is not a number"),
         (["fit", "--vram", "8", "--width", "512"], "go together"),
@@ -153,6 +156,7 @@ def test_a_wrong_command_line_is_2_before_anything_is_loaded(
     ("arguments", "why"),
     [
         (["animate", "--checkpoint", "gone"], "There is no checkpoint 'gone'"),
+        (["animate", "--width", "68"], "cannot make 68x64 pixels: pass multiples of 8"),
         (["fit"], "No CUDA GPU was found"),
     ],
     ids=str,
@@ -163,6 +167,40 @@ def test_what_fails_is_1_with_a_sentence(
     code, sentence = fails(arguments, capsys)
     assert code == 1
     assert why in sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (MemoryError(), "Out of memory while"),
+        (TypeError("a\n\x1b[2J"), "Unforeseen: TypeError: a."),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_a_sentence(
+    error: Exception, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(svdnb, "checkpoint", MagicMock(side_effect=error), raising=False)
+    code, sentence = fails(["animate"], capsys)
+    assert code == 1
+    assert why in sentence
+
+
+def test_an_ascii_console_and_a_closed_pipe_are_no_trouble(here: Path) -> None:
+    program = [sys.executable, "-m", "svdnb"]
+    done = subprocess.run(
+        [*program, "animate", "gar\xe7on \x1b[2J"], capture_output=True, check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert rb"There is no picture 'gar\xe7on \x1b[2J'" in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*program, "prefetch", "svd", "--to", "new"], check=False,
+        stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 PROGRAM = """

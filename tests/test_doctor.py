@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import imageio_ffmpeg
 import psutil
@@ -57,10 +58,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch, free: float, total: float) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: memory)
 
 
+REFUSED = PermissionError(13, "Permission denied", "/home/me")
 TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = {
     "no torch": (
         lambda m: without(m, "torch"),
         "FAIL", "PyTorch cannot be used", "-c constraints.txt",
+    ),
+    "unreadable home": (
+        lambda m: m.setattr(shutil, "disk_usage", MagicMock(side_effect=REFUSED)),
+        "FAIL", "disk cannot be used", "access to /home/me",
     ),
     "torch without CUDA beside a GPU": (
         lambda m: m.setattr(shutil, "which", lambda name: f"bin/{name}"),
@@ -76,7 +82,7 @@ TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = 
         ),
         "FAIL", "Only 1.0 of 8.0 GiB", "Close other programs",
     ),
-    "no GPU": (lambda _: None, "--", "There is no CUDA GPU", "12 GiB"),
+    "no GPU": (lambda _: None, "--", "There is no CUDA GPU", "11 GiB"),
     "small GPU": (lambda m: gpu(m, 6, 6), "--", "6.0 of 6.0 GiB", "--checkpoint pocket"),
     "busy GPU": (lambda m: gpu(m, 2, 16), "--", "Only 2.0 of 16.0 GiB", "Close other"),
     "no ffmpeg": (

@@ -38,7 +38,8 @@ def hub(miniature_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert asked["repo_id"] == HUB["svd-xt"]
         names = [path.relative_to(published).as_posix() for path in published.rglob("*.*")]
         for name in filter_repo_objects(
-            [*names, "../model_index.json"], allow_patterns=asked["allow_patterns"]
+            [*names, "../model_index.json", str(published / "vae/config.json")],
+            allow_patterns=asked["allow_patterns"],
         ):
             target = asked["local_dir"] / name
             target.parent.mkdir(exist_ok=True)
@@ -93,8 +94,11 @@ REFUSED = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.
     [
         (fails(GatedRepoError("gated", response=REFUSED)), "log in with `hf auth login`"),
         (fails(OSError("no route")), r"\(no route\).*again: files that have arrived are kept"),
-        (lambda folder: (folder / UNET).unlink(), r"unet/ has no weights.*Continue the download"),
-        (lambda folder: (folder / UNET).write_text("damaged"), f"{UNET} is cut off"),
+        (
+            lambda folder: (folder / UNET).unlink(),
+            r"unet/ has no weights.*Download what is missing",
+        ),
+        (lambda folder: (folder / UNET).write_text("damaged"), "unet: "),
     ],
     ids=["gated", "interrupted", "incomplete", "damaged"],
 )
@@ -121,11 +125,15 @@ def test_a_download_that_fails_is_explained_and_can_be_continued(
 
 def test_a_folder_with_something_else_stays_as_it_is(tmp_path: Path) -> None:
     mine, other = tmp_path / "mine" / "model_index.json", tmp_path / "svd-xt" / SOURCE
-    for file, content in ((mine, "{}"), (other, HUB["svd-xt"])):
+    linked = tmp_path / "linked" / SOURCE
+    for file, content in ((mine, "{}"), (other, HUB["svd-xt"]), (linked, HUB["svd-xt"])):
         file.parent.mkdir()
         file.write_text(content)
-    for name, folder in (("svd-xt", mine.parent), ("svd-xt", mine), ("svd", other.parent)):
+    (linked.parent / "Notice").symlink_to(mine)
+    for name, folder in (
+        ("svd-xt", mine.parent), ("svd-xt", mine), ("svd", other.parent), ("svd-xt", linked.parent)
+    ):  # fmt: skip
         with pytest.raises(Error, match="holds something else"):
             prefetch(name, folder, lambda _: True)
-    assert files(tmp_path) == {"mine/model_index.json", f"svd-xt/{SOURCE}"}
     assert mine.read_text() == "{}"
+    assert len(files(tmp_path)) == 4
