@@ -10,16 +10,11 @@ Stages, in order; each resumes where it stopped, and runs in pieces as long as y
 
 Several processes share a batch:  torchrun --standalone --nproc_per_node 2 -m svdnb.pocket.train ...
 On a CPU, two processes of one thread each (OMP_NUM_THREADS=1) are faster than two threads.
-
-The UNet's objective is SVD's: EDM preconditioning with v-prediction
-(Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022;
-Blattmann et al., "Stable Video Diffusion", 2023, appendix D).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -38,11 +33,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPImageProcessor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from svdnb.pocket import scenes
+from svdnb.pocket.denoising import clip_input, condition_on, denoise, encode, squared_error
 from svdnb.pocket.learner import (
     Learner,
     compute_copy,
@@ -380,21 +374,11 @@ def train_image_encoder(args: argparse.Namespace) -> None:
         items = [stream.draw() for stream in streams]
         pictures = to_tensor(np.stack([item["picture"] for item in items])).to(args.device)
         truth = torch.tensor(np.stack([i["description"] for i in items]), device=args.device)
-        told = head(image_encoder(run.learner.input(prepare(pictures))).image_embeds).float()
+        told = head(image_encoder(run.learner.input(clip_input(pictures))).image_embeds).float()
         kind = nn.functional.cross_entropy(told[:, :kinds], truth[:, :kinds])
         place = (told[:, kinds:] - truth[:, kinds:]).square().mean()
         right = (told[:, :kinds].argmax(1) == truth[:, :kinds].argmax(1)).float().mean()
         run.update(kind + 20 * place, {"kinds_right": right.item(), "place_mse": place.item()})
-
-
-def prepare(pictures: Tensor) -> Tensor:
-    """Do what the pipeline does to pictures in [-1, 1] before CLIP sees them."""
-    seen = nn.functional.interpolate(pictures, (224, 224), mode="bicubic", antialias=True)
-    mean, std = (
-        torch.tensor(values, device=pictures.device).view(3, 1, 1)
-        for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-    )
-    return ((seen + 1) / 2 - mean) / std
 
 
 def train_unet(args: argparse.Namespace) -> None:
@@ -411,42 +395,31 @@ def train_unet(args: argparse.Namespace) -> None:
     vae = compute_copy(vae, run.learner.dtype)
     photos = load_photos()
 
-    def encode(pictures: Tensor) -> Tensor:
-        with torch.no_grad():
-            latents: Tensor = vae.encode(run.learner.input(pictures)).latent_dist.mode()
-        return latents.float()
-
     def encoded_clip(rng: scenes.Rng) -> dict[str, Any]:
         bucket, fps = random_pace(rng)
         drawn = scenes.clip(random_scene(rng, photos), bucket / 255, fps)
-        latents = encode(to_tensor(drawn).to(device)).half().cpu().numpy()
+        latents = encode(vae, to_tensor(drawn).to(device)).half().cpu().numpy()
         return {"picture": drawn[0], "latents": latents, "pace": np.array([fps - 1, bucket])}
 
     streams = run.streams(encoded_clip)
     scale = latent_scale(args, streams)
     for _ in run.steps(streams):
         items = [stream.draw() for stream in streams]
-        pictures = to_tensor(np.stack([item["picture"] for item in items]))
-        target = torch.tensor(np.stack([i["latents"] for i in items])).float().to(device) * scale
-        strength = torch.stack([torch.exp(s.normal(1) * 0.5 - 3.0) for s in streams])
-        noise = torch.stack([s.normal(*pictures.shape[1:]) for s in streams])
-        kept = torch.tensor([float(s.rng.random() > 0.1) for s in streams]).to(device)
-        condition = encode((pictures + strength.view(-1, 1, 1, 1) * noise).to(device))
-        condition = (condition * kept.view(-1, 1, 1, 1)).unsqueeze(1).expand_as(target)
-        seen = run.learner.input(prepare(pictures.to(device)))
-        embedding = run.learner.compute["image_encoder"](seen).image_embeds * kept.view(-1, 1)
-        pace = torch.tensor(np.stack([item["pace"] for item in items])).float()
-        ids = torch.cat([pace, strength], 1).to(device)
-
-        sigma = torch.tensor([random_sigma(s) for s in streams], device=device)
-        level = sigma.view(-1, 1, 1, 1, 1)
-        noise = torch.stack([s.normal(*target.shape[1:]) for s in streams]).to(device)
-        latents = target + level * noise
-        predicted = predict(
-            run.learner, latents / (level**2 + 1).sqrt(), condition, sigma, embedding, ids
+        pictures = to_tensor(np.stack([item["picture"] for item in items])).to(device)
+        pace = torch.tensor(np.stack([item["pace"] for item in items])).float().to(device)
+        strength = torch.stack([torch.exp(s.normal(1) * 0.5 - 3.0) for s in streams]).to(device)
+        noise = torch.stack([s.normal(*pictures.shape[1:]) for s in streams]).to(device)
+        kept = torch.tensor([float(s.rng.random() > 0.1) for s in streams])
+        seen = condition_on(
+            vae, run.learner.compute["image_encoder"], pictures, pace, strength, noise, kept
         )
-        denoised = latents / (level**2 + 1) - predicted * level / (level**2 + 1).sqrt()
-        error = (denoised - target).square() * (level**2 + 1) / level**2
+        target = torch.tensor(np.stack([i["latents"] for i in items])).float().to(device) * scale
+        sigma = torch.tensor([random_sigma(s) for s in streams], device=device)
+        noise = torch.stack([s.normal(*target.shape[1:]) for s in streams]).to(device)
+        noisy = target + sigma.view(-1, 1, 1, 1, 1) * noise
+        error = squared_error(
+            denoise(run.learner.compute["unet"], noisy, sigma, seen), target, sigma
+        )
         moving = moving_places(target)
         each = (error * (1 + MOVING_WEIGHT * moving)).mean((1, 2, 3, 4))
         high = sigma > HIGH_SIGMA
@@ -478,27 +451,6 @@ def moving_error(error: Tensor, moving: Tensor) -> float:
     weight = moving.expand_as(error)
     mean: float = ((error * weight).sum() / weight.sum()).item()  # 0 / 0 is NaN
     return mean
-
-
-def predict(
-    learner: Learner,
-    scaled: Tensor,
-    condition: Tensor,
-    sigma: Tensor,
-    embedding: Tensor,
-    ids: Tensor,
-) -> Tensor:
-    """Call the UNet as the pipeline does: the picture's latents beside those of every frame."""
-    # On short sequences plain attention is faster on a CPU; on a GPU torch chooses.
-    on_cpu = scaled.device.type == "cpu"
-    with sdpa_kernel(SDPBackend.MATH) if on_cpu else contextlib.nullcontext():
-        predicted: Tensor = learner.compute["unet"](
-            learner.input(torch.cat([scaled, condition], dim=2)),
-            (sigma.log() / 4).to(learner.dtype),
-            encoder_hidden_states=embedding.unsqueeze(1).to(learner.dtype),
-            added_time_ids=ids.to(learner.dtype),
-        ).sample
-    return predicted.float()
 
 
 def latent_scale(args: argparse.Namespace, streams: Sequence[Stream]) -> float:
