@@ -24,10 +24,22 @@ PARTS = ("image_encoder", "unet", "vae")
 def undo(pipe: Any) -> None:
     """Restore the plain pipeline: take off memory settings, speed-ups and approximations.
 
-    Does nothing if there are none. Raises Error if you have compiled a part yourself while memory
-    settings were on: put the plain part back first.
+    Also repairs the VAE's precision after a video that broke off. Raises Error if you have compiled
+    a part yourself while memory settings were on: put the plain part back first.
     """
     clear(pipe, "memory")
+    restore_precision(pipe)
+
+
+def restore_precision(pipe: Any) -> None:
+    """Cast the VAE back to half precision, if a video broke off while it encoded.
+
+    The pipeline encodes in float32 and casts back later, but not after an interrupt or an error.
+    """
+    import torch
+
+    if (pipe.unet.dtype, pipe.vae.dtype) == (torch.float16, torch.float32):
+        pipe.vae.to(dtype=torch.float16)
 
 
 def stack(pipe: Any, layer: Layer) -> ExitStack:
@@ -52,6 +64,7 @@ def replacing(pipe: Any, layer: Layer) -> Iterator[ExitStack]:
     """
     clear(pipe, layer)
     refuse_compiled(pipe)
+    restore_precision(pipe)
     try:
         yield stack(pipe, layer)
     except BaseException:

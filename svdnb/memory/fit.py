@@ -1,12 +1,15 @@
-"""Find the fastest memory settings with which a video fits a GPU."""
+"""Find the fastest memory settings with which a video fits a GPU and its host."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 
 from svdnb.checkpoints import checkpoint as find_checkpoint
@@ -15,23 +18,31 @@ from svdnb.generation import VideoSettings, to_code
 from svdnb.memory.predict import Prediction, gib, predict_memory
 from svdnb.memory.settings import MemorySettings, Offload
 
-SET_ASIDE = 2**29
-"""Bytes left free for what no prediction counts: workspaces, rounding, gaps. An estimate."""
-T4_TFLOPS = 65
-"""Peak fp16 throughput of a T4, in TFLOP/s (NVIDIA's data sheet)."""
-TFLOP_PER_BYTE = T4_TFLOPS / 15.75e9
-"""TFLOP that a T4 computes while one byte crosses to it, over 16 lanes of PCIe 3.0."""
+SET_ASIDE = 5 * 2**28
+"""Bytes of the GPU left for what no prediction counts: CUDA itself, workspaces, gaps between
+tensors, a display. An estimate."""
+HOST_SET_ASIDE = 5 * 2**29
+"""Bytes of the host's memory left for the system, Python, CUDA's libraries and pinned buffers. An
+estimate."""
+PINNED = 1.2
+"""Memory of SVD's weights over their size, if those of the UNet are pinned: PyTorch takes powers of
+two for each."""
+T4_TFLOPS = 24
+"""fp16 matrix products that a T4 sustains within its 70 W, in TFLOP/s, as reported in NVIDIA's
+forum (https://forums.developer.nvidia.com/t/264462). Its data sheet says 65."""
+T4_BYTES_PER_S = 12e9
+"""Bytes a second that cross from pinned memory to a T4: three quarters of what its 16 lanes of PCIe
+3.0 allow. An estimate."""
 
-# For each stage, from plain to smallest. None adds noticeable arithmetic (layerwise_decode adds 9%
-# to decoding), so the first choice that fits is also the one with the fewest tricks.
+# For each stage, from plain to smallest, and the first choice that fits is taken. None adds
+# noticeable arithmetic (layerwise_decode adds 9% to decoding). Halves of guidance come before
+# smaller pieces, because a UNet in halves can still be compiled.
 OFFLOADS: tuple[Offload, ...] = ("none", "model", "group")
 CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
     "image encoder": ({},),
     "VAE encode": ({},),
     "UNet step": (
         {},
-        {"forward_chunking": True},
-        {"frames_at_a_time": 5},
         {"split_guidance": True},
         {"split_guidance": True, "forward_chunking": True},
         {"split_guidance": True, "frames_at_a_time": 5},
@@ -51,15 +62,13 @@ SMALLEST = MemorySettings(
 class Fit:
     """The fastest settings that fit.
 
-    budget: bytes of the GPU. prediction: what the video needs with these settings. savings: the
-    peak in bytes of the plain pipeline, and after each setting that was added.
+    budget: bytes of the GPU. prediction: what the video needs with these settings.
     """
 
     budget: int
     checkpoint: str
     num_inference_steps: int
     prediction: Prediction
-    savings: tuple[tuple[str, int], ...]
 
     @property
     def settings(self) -> MemorySettings:
@@ -78,6 +87,11 @@ class Fit:
         }
 
     @property
+    def minutes(self) -> float:
+        """Estimate of the time on a T4, in minutes."""
+        return t4_seconds(self.prediction, self.num_inference_steps) / 60
+
+    @property
     def code(self) -> str:
         """Program that makes a video of photo.jpg with these settings, on a GPU."""
         model = replace(find_checkpoint(self.checkpoint), device="cuda", dtype=torch.float16)
@@ -92,21 +106,15 @@ class Fit:
         return to_code(video, model, "photo.jpg", setup=setup if changes else 'pipe.to("cuda")\n')
 
     def __str__(self) -> str:
-        """Show what each setting saves, and what the video then needs."""
-        lines = [f"{'':34}{'peak GiB':>9}{'saved':>7}"]
-        before = self.savings[0][1]
-        for label, peak in self.savings:
-            saved = gib(before - peak) if peak < before else ""
-            lines.append(f"{label:34}{gib(peak):>9}{saved:>7}")
-            before = peak
-        lines += ["", str(self.prediction)]
-        if self.prediction.host:
-            lines.append(f"{gib(self.prediction.host)} GiB wait in the host's memory.")
-        lines.append(
+        """Show the settings, and what the video needs with them."""
+        return (
+            f"{self.settings!r}\n\n{self.prediction}\n\n"
             f"The card has {gib(self.budget)} GiB; {gib(SET_ASIDE)} of them stay free for what no "
-            "prediction counts."
+            f"prediction counts. The computer needs about {gib(host_bytes(self.prediction))} GiB "
+            f"of its own memory.\n{self.num_inference_steps} steps would take a T4 about "
+            f"{self.minutes:.1f} minutes.\nTo leave fewer gaps in the card's memory, set "
+            "PYTORCH_ALLOC_CONF=expandable_segments:True before Python starts."
         )
-        return "\n".join(lines)
 
     __repr__ = __str__
 
@@ -118,29 +126,54 @@ def fit_memory(
     size: tuple[int, int] | None = None,
     *,
     num_inference_steps: int | None = None,
+    host: float | None = None,
 ) -> Fit:
     """Find the fastest settings with which a video fits into `budget` GiB of GPU memory.
 
     "auto" asks this machine's GPU how much is free. Fast means little arithmetic, and few bytes
     moved between GPU and host. All settings considered produce the frames of the plain pipeline.
-    num_inference_steps defaults to the checkpoint's own.
+    num_inference_steps defaults to the checkpoint's own. host is the memory of the computer itself,
+    in GiB; by default that of this one with "auto", and enough otherwise.
 
     Raises Error if nothing fits, naming what would, and wherever `predict_memory` does.
     """
     room = _bytes_of(budget)
+    if host is None and budget == "auto":
+        host = this_host() / 2**30
     steps = num_inference_steps or find_checkpoint(checkpoint).num_inference_steps
     video = {"checkpoint": checkpoint, "num_frames": num_frames, "size": size}
-    fitting = list(_fitting(room - SET_ASIDE, video))
-    if not fitting:
-        raise Error(_nothing_fits(room, video))
-    best = min(fitting, key=lambda prediction: cost(prediction, steps))
-    return Fit(room, os.fspath(checkpoint), steps, best, tuple(_savings(best, video)))
+    plans = list(_plans(room - SET_ASIDE, float("inf") if host is None else host * 2**30, video))
+    if not plans:
+        raise Error(_nothing_fits(room, host, video))
+    best = min(plans, key=lambda prediction: t4_seconds(prediction, steps))
+    return Fit(room, os.fspath(checkpoint), steps, best)
 
 
-def cost(prediction: Prediction, num_inference_steps: int) -> float:
-    """Estimate the time of a video in TFLOP, as if nothing were moved while the GPU computes."""
+def t4_seconds(prediction: Prediction, num_inference_steps: int) -> float:
+    """Estimate the time of a video on a T4, as if nothing were moved while it computes."""
     moved = prediction.moved(num_inference_steps)
-    return prediction.tflop(num_inference_steps) + moved * TFLOP_PER_BYTE
+    return prediction.tflop(num_inference_steps) / T4_TFLOPS + moved / T4_BYTES_PER_S
+
+
+def host_bytes(prediction: Prediction) -> int:
+    """Estimate the memory that the computer itself needs, in bytes.
+
+    All weights are there while they load. Without offloading they leave it again; with offload
+    "group" the UNet's are pinned.
+    """
+    weights, offload = prediction.weights, prediction.settings.offload
+    if offload == "none":
+        return HOST_SET_ASIDE + max(weights, prediction.host)
+    pinned = PINNED if offload == "group" else 1
+    return HOST_SET_ASIDE + int(pinned * weights) + prediction.host
+
+
+def this_host() -> int:
+    """Return the memory of this computer, or of the container that Python runs in, in bytes."""
+    total = int(psutil.virtual_memory().total)
+    with suppress(OSError, ValueError):  # "max" is no number
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return total
 
 
 def _bytes_of(budget: float | Literal["auto"]) -> int:
@@ -157,14 +190,14 @@ def _bytes_of(budget: float | Literal["auto"]) -> int:
     return int(free + torch.cuda.memory_reserved())  # this process can reuse what it holds
 
 
-def _fitting(room: int, video: dict[str, Any]) -> Iterator[Prediction]:
+def _plans(room: int, host: float, video: dict[str, Any]) -> Iterator[Prediction]:
     """For each way to offload, combine the first choice of each stage that fits."""
     for offload in OFFLOADS:
         chosen: dict[str, Any] = {"offload": offload}
         for stage, choices in CHOICES.items():
             for choice in choices:
                 prediction = predict_memory(**video, settings=MemorySettings(**chosen, **choice))
-                if prediction.stages[stage].peak <= room:
+                if prediction.stages[stage].peak <= room and host_bytes(prediction) <= host:
                     chosen |= choice
                     break
             else:
@@ -173,29 +206,21 @@ def _fitting(room: int, video: dict[str, Any]) -> Iterator[Prediction]:
             yield predict_memory(**video, settings=MemorySettings(**chosen))
 
 
-def _savings(best: Prediction, video: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield the plain pipeline's peak, then add settings, the most helpful one first."""
-    settings, left = MemorySettings(), best.settings.changes()
-    yield "plain pipeline", predict_memory(**video, settings=settings).peak
-    while left:
-        peaks = {
-            name: predict_memory(**video, settings=replace(settings, **{name: value})).peak
-            for name, value in left.items()
-        }
-        name = min(peaks, key=lambda name: peaks[name])
-        settings = replace(settings, **{name: left[name]})
-        yield f"+ {name}={left.pop(name)}", peaks[name]
-
-
-def _nothing_fits(room: int, video: dict[str, Any]) -> str:
+def _nothing_fits(room: int, host: float | None, video: dict[str, Any]) -> str:
     wanted = predict_memory(**video, settings=SMALLEST)
     width, height = wanted.size
+    what = f"{wanted.checkpoint} with {wanted.num_frames} frames of {width}x{height}"
+    if wanted.peak + SET_ASIDE <= room:
+        return (
+            f"{what} fits the GPU, but this computer's own memory is too small: {host or 0:.1f} "
+            "GiB. Close other programs, or use a computer with 16 GiB or more."
+        )
     sentence = (
-        f"{wanted.checkpoint} with {wanted.num_frames} frames of {width}x{height} needs "
-        f"{gib(wanted.peak + SET_ASIDE)} GiB with every saving, but only {gib(room)} are there."
+        f"{what} needs {gib(wanted.peak + SET_ASIDE)} GiB with every saving, but only {gib(room)} "
+        "are there."
     )
     smaller: list[dict[str, Any]] = [{"num_frames": n} for n in (14, 8) if n < wanted.num_frames]
-    smaller += [{"size": (w, h)} for w, h in ((768, 432), (512, 288)) if w < width and h < height]
+    smaller += [{"size": (w, h)} for w, h in ((768, 448), (512, 320)) if w < width and h < height]
     for change in smaller:
         found = predict_memory(**{**video, **change}, settings=SMALLEST)
         needed = found.peak + SET_ASIDE

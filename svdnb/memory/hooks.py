@@ -98,19 +98,19 @@ class LayerByLayer(ModelHook):  # type: ignore[misc]
         return torch.cat([self._decode(decoder, video, image_only_indicator) for video in videos])
 
     def _decode(self, decoder: Any, latents: Tensor, indicator: Tensor) -> Tensor:
-        device = latents.device
-        park = self.park or device
+        ferry = _Ferry(latents.device)
+        park = self.park or latents.device
         x = latents
         spatial: list[Callable[[Tensor], Tensor]] = []
         for layer in _decoder_layers(decoder):
             if isinstance(layer, SpatioTemporalResBlock):
                 spatial.append(partial(layer.spatial_res_block, temb=None))
-                x, moments = _spatial(spatial, x, device, park, layer.temporal_res_block.norm1)
-                _temporal(layer, x, device, moments, indicator[:1])
+                x, moments = _spatial(spatial, x, ferry, park, layer.temporal_res_block.norm1)
+                _temporal(layer, x, ferry, moments, indicator[:1])
                 spatial = []
             else:
                 spatial.append(layer)
-        x, _ = _spatial(spatial, x, device, device)
+        x, _ = _spatial(spatial, x, ferry, latents.device)
         video: Tensor = decoder.time_conv_out(_as_video(x))
         return video[0].transpose(0, 1)
 
@@ -124,7 +124,7 @@ class StreamedWeights(ModelHook):  # type: ignore[misc]
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "This UNet fetches its weights while it runs, which a single graph cannot do. "
-                "Compile it without fullgraph=True, or choose settings without offloading."
+                "Choose offload 'none' or 'model' to compile it."
             )
         return args, kwargs
 
@@ -147,7 +147,7 @@ def _decoder_layers(decoder: Any) -> Iterator[nn.Module]:
 def _spatial(
     layers: Sequence[Callable[[Tensor], Tensor]],
     x: Tensor,
-    device: torch.device,
+    ferry: _Ferry,
     park: torch.device,
     norm: Any = None,
 ) -> tuple[Tensor, list[Moments]]:
@@ -158,7 +158,7 @@ def _spatial(
     result: Tensor | None = None
     moments = []
     for part in _slices(len(x), 1):
-        frame = x[part].to(device)
+        frame = ferry.fetch(x[part])
         for layer in layers:
             frame = layer(frame)
         if norm is not None:
@@ -169,13 +169,14 @@ def _spatial(
             # safe: the first layer gives them more channels, hence another shape.)
             reuse = x.shape == shape and x.device == park
             result = x if reuse else frame.new_empty(shape, device=park)
-        result[part] = frame
+        ferry.store(frame, result[part])
+    ferry.wait()
     assert result is not None
     return result, moments
 
 
 def _temporal(
-    block: Any, x: Tensor, device: torch.device, moments: Sequence[Moments], indicator: Tensor
+    block: Any, x: Tensor, ferry: _Ferry, moments: Sequence[Moments], indicator: Tensor
 ) -> None:
     """Run the temporal half of a residual block on all frames of a few rows, in place."""
     temporal = block.temporal_res_block
@@ -188,15 +189,83 @@ def _temporal(
         return hidden
 
     # Computed twice instead of stored: a 3x1x1 convolution is cheaper than memory for its result.
-    hiddens = (first_half(_as_video(x[:, :, rows].to(device))) for rows in bands)
+    hiddens = (first_half(_as_video(ferry.fetch(x[:, :, rows]))) for rows in bands)
     renormalise = _normaliser(temporal.norm2, [_moments(temporal.norm2, h) for h in hiddens])
     for rows in bands:
-        video = _as_video(x[:, :, rows].to(device))
+        video = _as_video(ferry.fetch(x[:, :, rows]))
         change = temporal.conv2(F.silu(renormalise(first_half(video))))
         mixed = block.time_mixer(
             x_spatial=video, x_temporal=video + change, image_only_indicator=indicator
         )
-        x[:, :, rows] = mixed[0].transpose(0, 1)
+        ferry.store(mixed[0].transpose(0, 1), x[:, :, rows])
+    ferry.wait()
+
+
+class _Ferry:
+    """Moves pieces of a video between the host's memory and the GPU.
+
+    Ordinary memory has to pass through pinned buffers. Here the processor fills and empties them
+    while the GPU computes: a piece is stored when the next one has been sent to the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.arrival: Any = None
+        self.arriving: list[tuple[Tensor, Tensor]] = []  # place, pinned buffer
+
+    def fetch(self, piece: Tensor) -> Tensor:
+        """Return a piece on the GPU."""
+        if not _is_crossing(piece.device, self.device):
+            return piece.to(self.device)
+        result = piece.new_empty(piece.shape, device=self.device)
+        for source, target in zip(_in_buffers(piece), _in_buffers(result), strict=True):
+            _send(_pinned(source).copy_(source), target)
+        return result
+
+    def store(self, piece: Tensor, place: Tensor) -> None:
+        """Copy a piece to its place, which may happen later: when the next one comes, or `wait`."""
+        if not _is_crossing(piece.device, place.device):
+            place.copy_(piece)
+            return
+        arriving = []
+        for source, target in zip(_in_buffers(piece), _in_buffers(place), strict=True):
+            arriving.append((target, _pinned(target)))
+            _send(source, arriving[-1][1])
+        arrival = torch.cuda.Event()
+        arrival.record()
+        self.wait()
+        self.arrival, self.arriving = arrival, arriving
+
+    def wait(self) -> None:
+        """Complete what `store` has begun."""
+        if self.arriving:
+            self.arrival.synchronize()
+        for place, buffer in self.arriving:
+            place.copy_(buffer)
+        self.arriving = []
+
+
+BUFFER = 2**24
+"""Bytes of a pinned buffer. PyTorch keeps these for the next use, in sizes of powers of two."""
+
+
+def _is_crossing(one: torch.device, other: torch.device) -> bool:
+    return {one.type, other.type} == {"cpu", "cuda"}
+
+
+def _in_buffers(piece: Tensor) -> tuple[Tensor, ...]:
+    """Split a piece along its first dimension that has a length, into parts of BUFFER bytes."""
+    dim = next(dim for dim, length in enumerate(piece.shape) if length > 1)
+    return piece.split(max(1, BUFFER * piece.shape[dim] // piece.nbytes), dim)
+
+
+def _pinned(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
+def _send(source: Tensor, target: Tensor) -> None:
+    """Begin a copy between GPU and pinned memory. PyTorch reuses a buffer only when it is done."""
+    target.copy_(source, non_blocking=True)
 
 
 # --- a group norm in pieces -----------------------------------------------------------------------

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from svdnb import checkpoints
 from svdnb.checkpoints import FRAMES, Checkpoint, checkpoint, quiet
 from svdnb.errors import Error
 from svdnb.memory.settings import MemorySettings, patch_unet, patch_vae
@@ -69,7 +70,8 @@ class Stage:
 class Prediction:
     """What a video needs, stage by stage.
 
-    visits: bytes of whole parts that offloading brings to the GPU once for each video.
+    weights: bytes of all parts. visits: bytes of whole parts that offloading brings to the GPU once
+    for each video.
     """
 
     checkpoint: str
@@ -77,6 +79,7 @@ class Prediction:
     size: tuple[int, int]
     settings: MemorySettings
     stages: Mapping[str, Stage]
+    weights: int
     visits: int
 
     @property
@@ -140,7 +143,8 @@ def predict_memory(
 
     The prediction counts tensors, so compare it with `torch.cuda.max_memory_allocated`. The
     allocator's reserve, workspaces of cuDNN and cuBLAS, and CUDA's own hundreds of MiB come on top;
-    `nvidia-smi` shows all of these.
+    `nvidia-smi` shows all of these. Compiled parts are counted as if they were not. CUDA graphs
+    (mode="reduce-overhead") keep a pool of memory of their own, about the part's activations.
 
     Each new setting takes some seconds. Results are kept in ~/.cache/svdnb, or in the folder that
     SVDNB_CACHE names, for the installed versions of torch, diffusers and transformers.
@@ -151,8 +155,11 @@ def predict_memory(
     video = describe_video(checkpoint, num_frames, size, dtype)
     records = {stage: _record(stage, video, settings, guidance) for stage in STAGES}
     stages = {stage: _stage(stage, settings.offload, records) for stage in STAGES}
-    visits = sum(records[stage]["weights"] for stage in _VISITS[settings.offload])
-    return Prediction(video.name, video.num_frames, video.size, settings, stages, visits)
+    weights, visits = (
+        sum(records[stage]["weights"] for stage in chosen)
+        for chosen in (_WHOLE, _VISITS[settings.offload])
+    )
+    return Prediction(video.name, video.num_frames, video.size, settings, stages, weights, visits)
 
 
 def gib(count: float) -> str:
@@ -190,21 +197,11 @@ def full_size_configs(name: str) -> dict[str, dict[str, Any]]:
 
 
 def build(part: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """Build a part of the pipeline from its configuration, with initial weights."""
-    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    # A saved configuration contains the weights' dtype, which transformers would prefer to ours.
-    config = {name: value for name, value in config.items() if "dtype" not in name}
-    makers: dict[str, Callable[[], Any]] = {
-        "unet": lambda: UNetSpatioTemporalConditionModel.from_config(config),
-        "vae": lambda: AutoencoderKLTemporalDecoder.from_config(config),
-        "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)),
-    }
+    """Build a part of the pipeline from its configuration, with initial weights of this dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return makers[part]().eval()
+        return checkpoints.build(part, config)
     finally:
         torch.set_default_dtype(before)
 
@@ -245,8 +242,10 @@ def describe_video(
             "pipe.save_pretrained(folder), then predict for the folder."
         )
     if Path(found.path).is_dir():
-        files = {part: Path(found.path) / part / "config.json" for part in set(PART.values())}
-        configs = {part: json.loads(file.read_text("utf-8")) for part, file in files.items()}
+        configs = {
+            part: checkpoints.read_json(Path(found.path) / part / "config.json")
+            for part in set(PART.values())
+        }
     else:
         configs = full_size_configs(found.name)
         dtype = dtype or torch.float16
@@ -255,11 +254,10 @@ def describe_video(
     video = Video(found.name, configs, num_frames, size, dtype or found.dtype)
     if num_frames < 2:
         raise Error(f"A video needs 2 frames or more, not {num_frames}.")
-    least = 8 * video.factor
-    if min(size) < least or any(side % video.factor for side in size):
+    if min(size) < 64 or any(side % found.multiple for side in size):
         raise Error(
             f"A video of {size[0]}x{size[1]} pixels is not possible. Use multiples of "
-            f"{video.factor} from {least} up, for example {found.width}x{found.height}."
+            f"{found.multiple} from 64 up, for example {found.width}x{found.height}."
         )
     return video
 
@@ -273,6 +271,8 @@ _ALSO_THERE = {
     "model": {"VAE encode": {"image_encoder"}, "UNet step": {"vae"}},
     "group": {"UNet step": {"vae"}},
 }
+# Stages that have each part once, in the precision in which it is loaded.
+_WHOLE = ("image encoder", "UNet step", "VAE decode")
 # Stages whose part comes to the GPU as a whole. The VAE stays from encoding to decoding.
 _VISITS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -291,7 +291,7 @@ _RELEVANT = {
 def _stage(name: str, offload: str, records: Mapping[str, Any]) -> Stage:
     """Add what depends on offloading: the other parts on the GPU, and streamed weights."""
     record, streams = records[name], offload == "group"
-    sizes = {PART[stage]: records[stage]["weights"] for stage in STAGES}  # VAE's: as it decodes
+    sizes = {PART[stage]: records[stage]["weights"] for stage in _WHOLE}
     timeline = np.array(record["timeline"])
     if not streams:
         timeline[:, 0] = record["weights"]
@@ -304,7 +304,7 @@ def _record(
     stage: str, video: Video, settings: MemorySettings, guidance: bool = True
 ) -> dict[str, Any]:
     """Run a stage on fake tensors, or look up what it needed when it ran before."""
-    settings = _relevant(stage, settings, video.num_frames)
+    settings = MemorySettings(**{name: getattr(settings, name) for name in _RELEVANT[stage]})
     config = {k: v for k, v in video.configs[PART[stage]].items() if k != "num_frames"}
     question = {
         "stage": stage,
@@ -320,22 +320,14 @@ def _record(
     return _cached(question, lambda: _run(stage, video, settings, guidance))
 
 
-def _relevant(stage: str, settings: MemorySettings, num_frames: int) -> MemorySettings:
-    values = {name: getattr(settings, name) for name in _RELEVANT[stage]}
-    if (values.get("decode_chunk_size") or 0) >= num_frames:
-        values["decode_chunk_size"] = None
-    if values.get("frames_at_a_time"):
-        values["forward_chunking"] = False
-    return MemorySettings(**values)
-
-
 def _cached(question: Mapping[str, Any], answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
     folder = Path(os.environ.get("SVDNB_CACHE") or Path.home() / ".cache" / "svdnb")
     file = folder / f"{question['stage'].replace(' ', '-').lower()}-{key[:24]}.json"
     with suppress(OSError, ValueError):
-        known: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        return known
+        known = checkpoints.read_json(file)
+        if known.keys() == RECORD:
+            return known
     record = answer()
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -351,9 +343,9 @@ def _cached(question: Mapping[str, Any], answer: Callable[[], dict[str, Any]]) -
 
 def _run(stage: str, video: Video, settings: MemorySettings, guidance: bool) -> dict[str, Any]:
     config = video.configs[PART[stage]]
-    # The pipeline upcasts the VAE while it encodes.
-    upcast = stage == "VAE encode" and config.get("force_upcast", True)
-    dtype = torch.float32 if upcast else video.dtype
+    # The pipeline encodes in float32 if the VAE is in float16, not if it is in bfloat16.
+    half = video.dtype == torch.float16 and config.get("force_upcast", True)
+    dtype = torch.float32 if stage == "VAE encode" and half else video.dtype
     # "cpu" plays the GPU: attention takes its fused form there too.
     with FakeTensorMode(), torch.no_grad(), ExitStack() as undo_stack:
         part = build(PART[stage], config, dtype)
@@ -366,6 +358,9 @@ def _run(stage: str, video: Video, settings: MemorySettings, guidance: bool) -> 
         with flop_counter() as flops, Tracker(part) as tracker:
             play(stage, part, video, settings.decode_chunk_size, guidance, halves)
     return summary(tracker, flops.get_total_flops(), times=halves)
+
+
+RECORD = {"weights", "timeline", "host", "parked_bytes", "streamed_bytes", "tflop"}
 
 
 def summary(tracker: Tracker, flop: int, times: int = 1) -> dict[str, Any]:

@@ -13,12 +13,7 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import nn
 
 from svdnb.errors import Error
-from svdnb.memory.hooks import (
-    InSlices,
-    LayerByLayer,
-    StreamedWeights,
-    TokensInSlices,
-)
+from svdnb.memory.hooks import InSlices, LayerByLayer, StreamedWeights, TokensInSlices
 from svdnb.patches import hook, remove_hook, replacing
 
 if TYPE_CHECKING:
@@ -96,13 +91,14 @@ def apply_memory(
     Pass `decode_chunk_size=settings.decode_chunk_size` to the pipeline's call yourself. `device` is
     the GPU to run on, the first CUDA GPU by default. Without a GPU, weights stay where they are.
 
-    Raises Error if a part is compiled: apply first, then compile. With offload "group", compile
-    without fullgraph=True, because weights that come and go break the graph.
+    Raises Error if a part is compiled: apply first, then compile. With offload "group" the UNet can't
+    be compiled, because weights that come and go break the graph.
     """
     if device is None and torch.cuda.is_available():
-        device = "cuda"
+        device = torch.device("cuda", torch.cuda.current_device())
     gpu = None if device is None else torch.device(device)
     with replacing(pipe, "memory") as undo_stack:
+        undo_stack.callback(_release_pinned)
         if gpu:
             _leave_gpu(pipe, undo_stack)
         patch_unet(pipe.unet, settings, undo_stack)
@@ -179,7 +175,7 @@ def _leave_gpu(pipe: Any, undo_stack: ExitStack) -> None:
     """Move all parts to the CPU without their own offloading; undoing restores both."""
     if getattr(pipe, "_all_hooks", None):
         pipe.remove_all_hooks()
-        undo_stack.callback(pipe.enable_model_cpu_offload)
+        undo_stack.callback(pipe.enable_model_cpu_offload, device=pipe._offload_device)
     else:
         undo_stack.callback(pipe.to, pipe.device, silence_dtype_warnings=True)
     pipe.to("cpu", silence_dtype_warnings=True)
@@ -189,3 +185,10 @@ def _disable_forward_chunking(unet: nn.Module) -> None:
     for part in unet.modules():
         if hasattr(part, "set_chunk_feed_forward"):
             part.set_chunk_feed_forward(None, dim=0)
+
+
+def _release_pinned() -> None:
+    """Return pinned memory that nobody uses any more to the system; PyTorch would keep it."""
+    release = getattr(torch._C, "_host_emptyCache", None)  # only PyTorch with CUDA has it
+    if release:
+        release()

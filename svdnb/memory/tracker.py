@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,8 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 HOST = torch.device("meta")
 """In a prediction, tensors on this device stand for those parked in the host's memory."""
-SAMPLING_S = 0.002
-"""Seconds between two readings of the process's resident memory."""
 
 _aten = torch.ops.aten
 
@@ -184,12 +179,10 @@ def _size(module: nn.Module) -> int:
 class Measured:
     """What a block of code took; complete when the block has ended.
 
-    seconds: wall-clock time. allocated: bytes of tensors, at the peak. reserved: bytes held for
-    them and for whatever else the work needed, at the peak.
-    On a CUDA GPU these are `torch.cuda.max_memory_allocated` and `max_memory_reserved`, which
-    include what was there before. `nvidia-smi` shows the reserved bytes plus some hundreds of MiB
-    for CUDA itself. On a CPU only additions count: the tensors made within the block, and the
-    growth of the process's resident memory.
+    seconds: wall-clock time. allocated, reserved: bytes at the peak. On a CUDA GPU these are
+    `torch.cuda.max_memory_allocated` and `max_memory_reserved`, which include what was there
+    before; `nvidia-smi` shows the reserved bytes plus some hundreds of MiB for CUDA itself. On a
+    CPU, allocated counts the tensors made within the block, and reserved is 0.
     """
 
     seconds: float = 0.0
@@ -197,10 +190,8 @@ class Measured:
     reserved: int = 0
 
     def __str__(self) -> str:
-        allocated, reserved = (
-            f"{count / 2**30:.3g} GiB" for count in (self.allocated, self.reserved)
-        )
-        return f"{self.seconds:.1f} s, {allocated} allocated, {reserved} reserved"
+        text = f"{self.seconds:.1f} s, {self.allocated / 2**30:.3g} GiB allocated"
+        return text + (f", {self.reserved / 2**30:.3g} GiB reserved" if self.reserved else "")
 
     __repr__ = __str__
 
@@ -211,52 +202,17 @@ def measure() -> Iterator[Measured]:
 
     On a CPU every tensor is looked at, which adds about a tenth to Pocket SVD's time.
     """
-    measured = Measured()
-    watch = _watch_gpu if torch.cuda.is_available() else _watch_cpu
-    with watch(measured):
-        start = time.perf_counter()
-        try:
+    measured, on_gpu, tensors = Measured(), torch.cuda.is_available(), LiveTensors()
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    try:
+        with nullcontext() if on_gpu else tensors:
             yield measured
-        finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            measured.seconds = time.perf_counter() - start
-
-
-@contextmanager
-def _watch_gpu(measured: Measured) -> Iterator[None]:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    try:
-        yield
     finally:
-        measured.allocated = torch.cuda.max_memory_allocated()
-        measured.reserved = torch.cuda.max_memory_reserved()
-
-
-@contextmanager
-def _watch_cpu(measured: Measured) -> Iterator[None]:
-    # The C library would serve the block from memory that it has kept, and no growth would show.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    process, done = psutil.Process(), threading.Event()
-    before = process.memory_info().rss
-
-    def sample() -> None:
-        measured.reserved = max(measured.reserved, process.memory_info().rss - before)
-
-    def keep_sampling() -> None:
-        while not done.wait(SAMPLING_S):
-            sample()
-
-    thread = threading.Thread(target=keep_sampling, daemon=True)
-    thread.start()
-    tensors = LiveTensors()
-    try:
-        with tensors:
-            yield
-    finally:
-        sample()
-        done.set()
-        thread.join()
-        measured.allocated = tensors.peak
+        if on_gpu:
+            torch.cuda.synchronize()
+        measured.seconds = time.perf_counter() - start
+        measured.allocated = torch.cuda.max_memory_allocated() if on_gpu else tensors.peak
+        measured.reserved = torch.cuda.max_memory_reserved() if on_gpu else 0
