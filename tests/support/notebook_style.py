@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -55,8 +56,7 @@ def tags(cell: Any) -> set[str]:
 def names_used(notebook: Any) -> Iterator[str]:
     """Yield all names of svdnb in code and prose, such as `svdnb.check.lasts`."""
     for cell in code_cells(notebook):
-        source = TransformerManager().transform_cell(cell.source)
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(tree(cell.source)):
             if isinstance(node, ast.Attribute) and DOTTED.fullmatch(ast.unparse(node)):
                 yield ast.unparse(node)
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("svdnb"):
@@ -68,12 +68,40 @@ def names_used(notebook: Any) -> Iterator[str]:
             yield from DOTTED.findall(cell.source)
 
 
+def tree(source: str) -> ast.Module:
+    """Parse the source of a cell; commands such as %pip become calls."""
+    return ast.parse(TransformerManager().transform_cell(source))
+
+
+def calls(notebook: Any) -> Iterator[tuple[str, ast.Call]]:
+    """Yield the calls in code cells, each with the name of its function, such as `svdnb.show`."""
+    for cell in code_cells(notebook):
+        for node in ast.walk(tree(cell.source)):
+            if isinstance(node, ast.Call):
+                yield ast.unparse(node.func), node
+
+
+def section(notebook: Any, title: str) -> list[Any]:
+    """Return what comes from this heading of level 2 up to the next one; cells may be cut."""
+    parts = [
+        SimpleNamespace(cell_type=cell.cell_type, source=source)
+        for cell in notebook.cells
+        for source in re.split(r"^(?=## )", cell.source, flags=re.MULTILINE)
+    ]
+    inside, found = False, []
+    for part in parts:
+        if part.cell_type == "markdown" and part.source.startswith("## "):
+            inside = part.source.splitlines()[0] == f"## {title}"
+        if inside:
+            found.append(part)
+    return found
+
+
 def values_of(argument: str, code: str) -> list[int]:
     """Return the values that calls pass as this argument. They must be numbers."""
-    tree = ast.parse(TransformerManager().transform_cell(code))
     return [
         ast.literal_eval(keyword.value)
-        for call in ast.walk(tree)
+        for call in ast.walk(tree(code))
         if isinstance(call, ast.Call)
         for keyword in call.keywords
         if keyword.arg == argument
