@@ -29,8 +29,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     home = tmp_path_factory.mktemp("lab")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    chosen = [cell for cell in code if any(words in cell.source for words in NEEDED)]
-    assert len(chosen) == len(NEEDED)
+    chosen = [next(cell for cell in code if words in cell.source) for words in NEEDED]
     small = "panel.num_frames.value, panel.num_inference_steps.value = 5, 4"
     notebook.cells = [*chosen, new_code_cell(small)]
     path = home / "studio.ipynb"
