@@ -94,7 +94,7 @@ class Checkpoint:
                 self.path, dtype=self.dtype, variant=self.variant, use_safetensors=True
             )
             if self.device == "cuda" and _gpu_memory() < ROOM_FOR_ALL_PARTS:
-                pipe.enable_model_cpu_offload()
+                pipe.enable_model_cpu_offload(torch.cuda.current_device())
                 if _gpu_memory() < ROOM_WITHOUT_CHUNKING:
                     pipe.unet.enable_forward_chunking()
             else:
@@ -166,17 +166,13 @@ def checkpoint_of(pipe: StableVideoDiffusionPipeline) -> Checkpoint:
     if path in names or Path(path).is_dir():
         with suppress(Error):  # the folder may have changed since the pipeline was loaded
             return checkpoint(names.get(path, path))
-    width, height = _size(pipe.unet.config, pipe.vae.config)
     return Checkpoint(
         name="",
         path="",
         dtype=pipe.unet.dtype,
         device=pipe.device.type,
-        num_frames=pipe.unet.config.num_frames,
         description="a pipeline of your own",
-        width=width,
-        height=height,
-        multiple=_multiple(pipe.unet, pipe.vae),
+        **_video_of(pipe.unet, pipe.vae),
     )
 
 
@@ -254,50 +250,37 @@ def _from_hub(name: str) -> Checkpoint:
     )
 
 
-def _from_folder(folder: Path) -> Checkpoint:
-    if not os.path.isfile(folder / "model_index.json"):  # noqa: PTH113 (never raises)
-        raise Error(
-            f"{folder} is not a folder with a model_index.json, as diffusers saves a pipeline. "
-            "Name the folder that has this file, or download a checkpoint: "
-            "python -m svdnb prefetch svd-xt --to NEW_FOLDER"
-        )
-    try:
-        files = [(file, file.stat()) for file in sorted(folder.glob("**/*"))]
-    except OSError as error:
-        raise _unusable(folder, first_line(error)) from error
-    found = _checked(folder, tuple((f, about.st_size, about.st_mtime_ns) for f, about in files))
-    return replace(found, **_device())
-
-
-def _size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the width and height in pixels that these configurations were trained for."""
+def _video_of(unet: Any, vae: Any) -> dict[str, Any]:
+    """Return the frames and the size that these parts were trained for, and `multiple`."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    width, height = NATIVE_SIZE
     # Only a pair is meant: SVD's own UNet says 96, which has nothing to do with its 1024x576.
-    if not isinstance(unet.get("sample_size"), (list, tuple)):
-        return NATIVE_SIZE
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    height, width = (operator.index(side) * factor for side in unet["sample_size"])
-    return width, height
-
-
-def _multiple(unet: Any, vae: Any) -> int:
-    """Return what a side must divide by: the VAE and the UNet halve it again and again."""
-    halvings = len(vae.config.block_out_channels) + len(unet.config.block_out_channels) - 2
-    return int(2 ** max(3, halvings))  # the pipeline asks for 8
+    if isinstance(unet.config.sample_size, (list, tuple)):
+        height, width = (operator.index(side) * factor for side in unet.config.sample_size)
+    return {
+        "num_frames": operator.index(unet.config.num_frames),
+        "width": width,
+        "height": height,
+        # The UNet halves the latents between its blocks; the pipeline itself asks for 8.
+        "multiple": max(8, factor * 2 ** (len(unet.config.block_out_channels) - 1)),
+    }
 
 
 # --- checking a folder ----------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=8)
-def _checked(folder: Path, state: tuple[object, ...]) -> Checkpoint:
-    """Check every part as diffusers would load it; `state` changes with the files.
+def _from_folder(folder: Path) -> Checkpoint:
+    """Check every part as diffusers would load it, without reading the weights.
 
-    Nothing but headers of the weights is read: their shapes have to be those of a model that is
-    built, without memory, from the configuration.
+    The shapes in their headers have to be those of the model that the configuration describes.
     """
-    import torch
-
-    part, configs, models = "model_index.json", {}, {}
+    part, models = "model_index.json", {}
+    if not os.path.isfile(folder / part):  # noqa: PTH113 (never raises)
+        raise Error(
+            f"{folder} is not a folder with a model_index.json, as diffusers saves a pipeline. "
+            "Name the folder that has this file, or download a checkpoint: "
+            "python -m svdnb prefetch svd-xt --to NEW_FOLDER"
+        )
     try:
         index = read_json(folder / "model_index.json")
         kind = index.get("_class_name")
@@ -312,18 +295,16 @@ def _checked(folder: Path, state: tuple[object, ...]) -> Checkpoint:
                 raise ValueError(f"{name} comes from {library}")
             if not any((folder / part).glob("*.json")):
                 raise ValueError("it has no configuration")
-            loader = getattr(importlib.import_module(library), name)
-            if part not in WEIGHTS:
+            if part in WEIGHTS:
+                models[part] = _skeleton(part, json.dumps(read_json(folder / part / "config.json")))
+            else:
+                loader = getattr(importlib.import_module(library), name)
                 loader.from_pretrained(folder / part, local_files_only=True)
-                continue
-            configs[part] = read_json(folder / part / "config.json")
-            with torch.device("meta"):
-                models[part] = build(part, configs[part])
         variant = _variant(folder)
         for part, model in models.items():
             _require_weights(model, _files(folder, part, variant))
-        width, height = _size(configs["unet"], configs["vae"])
-        num_frames = operator.index(models["unet"].config.num_frames or FRAMES["svd"])
+        part = "unet"
+        video = _video_of(models["unet"], models["vae"])
     except Error:
         raise
     except Exception as error:  # damaged files make loaders raise anything
@@ -331,15 +312,20 @@ def _checked(folder: Path, state: tuple[object, ...]) -> Checkpoint:
     return Checkpoint(
         name=str(folder),
         path=str(folder),
-        dtype=torch.float32,
-        device="cpu",
-        num_frames=num_frames,
         description=f"the checkpoint in {folder}",
         variant=variant,
-        width=width,
-        height=height,
-        multiple=_multiple(models["unet"], models["vae"]),
+        **video,
+        **_device(),
     )
+
+
+@lru_cache(maxsize=6)
+def _skeleton(part: str, config: str) -> Any:
+    """Build a part whose tensors have shapes, but no memory."""
+    import torch
+
+    with torch.device("meta"):
+        return build(part, json.loads(config))
 
 
 def build(part: str, config: Mapping[str, Any]) -> Any:

@@ -62,7 +62,7 @@ def test_auto_looks_at_the_gpu_and_says_why(
     assert found.name == name
     assert found.device == ("cuda" if gib else "cpu")
     assert found.dtype == (torch.float16 if gib else torch.float32)
-    assert (f"{gib:.0f} GiB" if gib else "no CUDA GPU") in found.reason
+    assert (f"{gib:.1f} GiB" if gib else "no CUDA GPU") in found.reason
     assert "Runtime" not in found.reason
     assert svdnb.checkpoint(name).reason == ""
     monkeypatch.setitem(sys.modules, "google.colab", checkpoints)
@@ -117,12 +117,13 @@ def test_a_pipeline_knows_its_checkpoint(pocket_pipe: Any, folder: Path) -> None
 
 @pytest.mark.parametrize(
     ("gib", "done"),
-    [(0, call.to("cpu")), (16, call.enable_model_cpu_offload()), (48, call.to("cuda"))],
+    [(0, call.to("cpu")), (16, call.enable_model_cpu_offload(3)), (48, call.to("cuda"))],
 )
 def test_a_small_gpu_gets_one_part_at_a_time(
     gib: float, done: Any, gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu(gib)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)  # of a process under torchrun
     from_pretrained = MagicMock()
     monkeypatch.setattr(StableVideoDiffusionPipeline, "from_pretrained", from_pretrained)
     found = svdnb.checkpoint("svd-xt")
