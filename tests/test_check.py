@@ -127,7 +127,7 @@ def stub_with_return(number: int) -> Any:
 
 def stub_with_steps(number: int) -> Any:
     half = ...
-    return half
+    return half  # noqa: RET504
 
 
 @pytest.mark.parametrize("answer", [..., stub, stub_with_return, stub_with_steps])

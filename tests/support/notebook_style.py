@@ -70,7 +70,8 @@ def names_used(notebook: Any) -> Iterator[str]:
 
 def tree(source: str) -> ast.Module:
     """Parse the source of a cell; commands such as %pip become calls."""
-    return ast.parse(TransformerManager().transform_cell(source))
+    python: str = TransformerManager().transform_cell(source)
+    return ast.parse(python)
 
 
 def calls(notebook: Any) -> Iterator[tuple[str, ast.Call]]:
