@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from svdnb.checkpoints import Checkpoint
 from svdnb.checkpoints import checkpoint as find_checkpoint
 from svdnb.claims import Claims, draft, is_claimed
-from svdnb.errors import Error
+from svdnb.errors import Error, printable
 from svdnb.generation import VideoSettings, generate, recipe
 from svdnb.images import example_images, expanded, load_image
 from svdnb.videos import encode, settings_of
@@ -85,7 +85,7 @@ def run(source: Path, out: Path, checkpoint: str, changes: Mapping[str, Any]) ->
         return 0
     print(f"{len(jobs) - len(batch.failed)} of {len(jobs)} videos are in {out}.")
     for job, why in sorted(batch.failed.items(), key=lambda failed: failed[0].name)[:SHOWN]:
-        print(f"Not made: {job.name}. {why}", file=sys.stderr)
+        print(printable(f"Not made: {job.name}. {why}"), file=sys.stderr)
     if len(batch.failed) > SHOWN:
         print(f"See all of them in {out}: files that end in .failed.txt", file=sys.stderr)
     return int(bool(batch.failed))
@@ -369,4 +369,4 @@ def _write_whole(unfinished: Path, path: Path, content: bytes) -> None:
 def _say(sentence: str) -> None:
     from tqdm import tqdm
 
-    tqdm.write(sentence)
+    tqdm.write(printable(sentence))

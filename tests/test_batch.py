@@ -73,6 +73,15 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+@pytest.fixture
+def dead() -> str:
+    """What a process on this machine that has ended would write into its claim."""
+    worker = fork.Process(target=int)
+    worker.start()
+    worker.join()
+    return f"{claims._place()} {worker.pid}:{time.time():.0f}"
+
+
 def made(log: Path) -> list[str]:
     """Return the colours of the pictures whose generation began, and forget them."""
     lines = log.read_text().splitlines()
@@ -306,6 +315,19 @@ def test_a_restart_by_torchrun_does_not_try_again_what_failed(
     assert [job.name for job in work(pictures, out).failed] == ["b.mp4"]
 
 
+def test_a_claim_left_beside_a_finished_video_goes_without_loading_anything(
+    pictures: Path, log: Path, tmp_path: Path, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    work(pictures, out)
+    finished = contents(out)
+    (out / ".b.claim1").write_text(dead)
+    (out / ".b.claim1.draft").write_text("half a video")
+    monkeypatch.setattr(CHECKPOINT, "load", lambda: pytest.fail("weights were loaded"))
+    work(pictures, out)
+    assert contents(out) == finished
+
+
 def test_what_others_made_is_not_replaced(pictures: Path, log: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "b.mp4").mkdir(parents=True)
@@ -365,15 +387,6 @@ def test_a_full_disk_ends_the_run_with_a_sentence(
 # --- claims ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def dead() -> str:
-    """What a process on this machine that has ended would write into its claim."""
-    worker = fork.Process(target=int)
-    worker.start()
-    worker.join()
-    return f"{claims._place()} {worker.pid}:{time.time():.0f}"
-
-
 def test_one_of_many_takes_over_what_a_dead_process_claimed(tmp_path: Path, dead: str) -> None:
     for number in range(20):
         video = tmp_path / f"{number}.mp4"
@@ -386,7 +399,6 @@ def test_one_of_many_takes_over_what_a_dead_process_claimed(tmp_path: Path, dead
             start.wait()
             if claim := mine.take(video):
                 won.append(claim)
-                mine.release(claim) if len(won) > 1 else None
 
         threads = [threading.Thread(target=run) for _ in range(8)]
         for thread in threads:
@@ -395,6 +407,28 @@ def test_one_of_many_takes_over_what_a_dead_process_claimed(tmp_path: Path, dead
             thread.join()
         assert [claim.name for claim in won] == [f".{number}.claim2"]
         claims.Claims().release(won[0])
+    assert contents(tmp_path) == {}
+
+
+def test_a_slow_process_does_not_get_what_was_given_on_meanwhile(
+    tmp_path: Path, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video, first = tmp_path / "a.mp4", tmp_path / ".a.claim1"
+    first.write_text(dead)
+    slow, quick, third = claims.Claims(), claims.Claims(), claims.Claims()
+    is_running = claims._is_running
+
+    def sleep_after_looking(process: str) -> bool:
+        monkeypatch.setattr(claims, "_is_running", is_running)
+        taken = quick.take(video)
+        assert taken is not None
+        quick.release(taken)
+        assert third.take(video) == first
+        return False
+
+    monkeypatch.setattr(claims, "_is_running", sleep_after_looking)
+    assert slow.take(video) is None
+    third.release(first)
     assert contents(tmp_path) == {}
 
 
