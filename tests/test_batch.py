@@ -233,6 +233,21 @@ def test_nothing_is_lost_or_doubled_by_kills(
     assert contents(out) == alone, "no claim and no draft is left either"
 
 
+def test_a_process_that_is_killed_while_it_writes_leaves_no_half_video(
+    pictures: Path, log: Path, tmp_path: Path, alone: dict[str, bytes], monkeypatch: Any
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        worker = fork.Process(target=work, args=(pictures, out))
+        worker.start()
+        worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    assert [name for name in contents(out) if name.endswith(".mp4")] == []
+    work(pictures, out)
+    assert contents(out) == alone
+
+
 def test_torchrun_starts_two_processes_with_one_bar_and_one_summary(
     tmp_path: Path, miniature_folder: Path
 ) -> None:
@@ -279,6 +294,7 @@ def test_only_what_differs_is_made_again_and_it_says_so(
     (pictures / "b.png").touch()  # newer, but the same
     Image.new("RGB", (90, 80), (1, 2, 3)).save(pictures / "c.png")
     work(pictures, out)
+    assert (out / "b.mp4").stat().st_mtime >= (pictures / "b.png").stat().st_mtime
     work(pictures, out)
     assert made(log) == ["(1, 2, 3)"]
     assert "c.mp4 is made again: pixels was" in capsys.readouterr().out
