@@ -141,7 +141,7 @@ def chooses(choose: Callable[..., str | None]) -> None:
     print(f"[OK] The right choice for {len(NEEDS)} lists and {len(CARDS)} cards.")
 
 
-@exercise("Exercise 3: why do 14 frames need less? (easy, 10 minutes)")
+@exercise("Exercise 3: why do 14 frames need less? (easy, 10 minutes)", limit_s=None)
 def grows(answer: float, recipe: MemorySettings, num_frames: int) -> None:
     """Check the bytes that a UNet step of SVD-XT needs with `num_frames` frames, within 1%."""
     from svdnb.memory.predict import predict_memory
