@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,8 @@ from PIL import Image, ImageOps
 
 from svdnb.checkpoints import HUB, POCKET, Checkpoint
 from svdnb.errors import Error, first_line, is_out_of_memory
-from svdnb.images import example_images, expanded, load_image
+from svdnb.images import example_images, expanded, load_image, without_secrets
+from svdnb.patches import restore_precision
 from svdnb.videos import settings_of
 
 if TYPE_CHECKING:
@@ -283,14 +283,14 @@ def _alone(pipe: StableVideoDiffusionPipeline) -> Iterator[None]:
 @contextmanager
 def _restored(pipe: StableVideoDiffusionPipeline) -> Iterator[None]:
     """Hide the pipeline's progress bar; leave the pipeline usable after a call that broke off."""
-    bar, dtype = dict(getattr(pipe, "_progress_bar_config", {})), pipe.vae.dtype
+    bar = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(disable=True)
+    restore_precision(pipe)  # in case that a call without svdnb broke off
     try:
         yield
     except BaseException:
         pipe.maybe_free_model_hooks()  # offloaded parts would stay on the GPU
-        if pipe.vae.dtype != dtype:  # the pipeline encodes in float32 and casts back later
-            pipe.vae.to(dtype=dtype)
+        restore_precision(pipe)
         raise
     finally:
         pipe.set_progress_bar_config(**bar)
@@ -304,13 +304,11 @@ def recipe(
 ) -> dict[str, Any]:
     """Return everything that makes the video again, to travel with its mp4 (see `videos.encode`).
 
-    image: what the pipeline got. picture: where it came from: a URL, an example's name, or a file,
-    of which only the name is kept.
+    image: what the pipeline got. picture: where it came from: an example's name, a file, of which
+    only the name is kept, or a URL, which is kept without a user and a query.
     """
     import torch
 
-    url = urlsplit(picture) if "://" in picture else None
-    without_user = url and url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
     home, name = f"{expanded('~')}{os.sep}", checkpoint.name
     return {
         **asdict(settings),
@@ -318,7 +316,7 @@ def recipe(
         "dtype": str(checkpoint.dtype),
         "device": checkpoint.device,
         "variant": checkpoint.variant,
-        "picture": without_user or Path(picture).name,
+        "picture": without_secrets(picture) if "://" in picture else Path(picture).name,
         "pixels": _digest(image),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),

@@ -139,7 +139,7 @@ def _uploads(value: Any) -> list[Any] | None:
 def _named(name: str) -> Image.Image:
     """Open an example, a URL or a file."""
     if name.lower().startswith(("http://", "https://")):
-        shown = _without_secrets(name)
+        shown = without_secrets(name)
         return _decoded(_downloaded(name, shown), shown)
     return _decoded(_read(str(example_images().get(name, name))), name)
 
@@ -161,7 +161,7 @@ def _read(name: str) -> bytes:
         raise Error(f"{name} could not be read ({reason}). Pass another path.") from None
 
 
-def _without_secrets(url: str) -> str:
+def without_secrets(url: str) -> str:
     """Return a URL to show: without a user, a password, and a query, which may hold a token."""
     return re.sub(r"(?<=//)[^/?#]*@|[?#].*", "", url)
 
