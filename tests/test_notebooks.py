@@ -31,6 +31,11 @@ except ImportError:
 
 """
 
+PRIVATE = re.compile(  # paths of somebody's machine, mail addresses, tokens
+    r"/(home|Users|root|work|tmp|mnt|content)/|[A-Z]:\\+Users|[\w.]+@[\w-]+\.[a-z]{2,}"
+    r"|\b(hf|ghp|gho|github_pat|sk)[_-]\w{16,}|(token|password|api_key)\s*=\s*\S*\w{8,}"
+)
+
 every_notebook = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 every_lesson = pytest.mark.parametrize("path", style.LESSONS, ids=lambda path: path.stem)
 
@@ -52,6 +57,11 @@ def test_is_valid_and_without_outputs(path: Path) -> None:
         assert cell.execution_count is None
         assert set(cell.metadata) <= {"tags"}
         assert set(cell.metadata.get("tags", ())) <= {"setup"}, "no cell is skipped"
+
+
+@every_notebook
+def test_has_no_names_paths_or_tokens_of_its_author(path: Path) -> None:
+    assert PRIVATE.search(path.read_text(encoding="utf-8")) is None
 
 
 @every_notebook
