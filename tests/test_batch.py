@@ -30,7 +30,7 @@ from svdnb.videos import encode, settings_of
 
 DEFAULTS = VideoSettings(64, 64, num_frames=2, num_inference_steps=1, max_guidance_scale=1.0)
 CHECKPOINT: Any = SimpleNamespace(
-    **vars(DEFAULTS), name="pocket", dtype=torch.float32, device="cpu", variant=None,
+    **vars(DEFAULTS), name="pocket", dtype=torch.float32, device="cpu", variant=None, multiple=8,
     load=lambda: "a pipeline",
 )  # fmt: skip
 fork = multiprocessing.get_context("fork")
