@@ -18,6 +18,7 @@ import torch
 
 import svdnb
 from rows import RESULTS, collect, load, machine, write
+from svdnb.errors import first_line
 from svdnb.memory.fit import SMALLEST
 from svdnb.memory.predict import STAGES, Prediction
 from svdnb.memory.settings import MemorySettings as Settings
@@ -98,7 +99,7 @@ def row(checkpoint: str, settings: Settings, steps: int) -> dict[str, Any]:
         with Watch(pipe) as watch, svdnb.measure() as measured:
             run(pipe, predicted, steps)
     except torch.cuda.OutOfMemoryError as error:
-        return {**result, "failed": str(error).splitlines()[0]}
+        return {**result, "failed": first_line(error)}
     watch.read()
     return {
         **result,

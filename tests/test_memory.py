@@ -3,8 +3,10 @@ of code are measured."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +19,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import svdnb
-from svdnb.memory import predict
-from svdnb.memory.fit import SET_ASIDE, SMALLEST, cost
+from svdnb.memory import fit, predict
+from svdnb.memory.fit import SET_ASIDE, SMALLEST, host_bytes
 from svdnb.memory.predict import PART, STAGES, describe_video, play
 from svdnb.memory.settings import MemorySettings
 from svdnb.memory.tracker import Tracker, flop_counter
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
-POCKET = describe_video("pocket", None, None, None)
-LONGER = describe_video("pocket", 28, None, None)
+SHORT = describe_video("pocket", 4, None, None)
+LONGER = describe_video("pocket", 8, None, None)
 
 
 def stage(name: str, **settings: Any) -> predict.Stage:
@@ -117,15 +119,6 @@ def test_offloading_moves_weights() -> None:
     assert moved("group") == pytest.approx(25 * unet + 2 * vae + clip, rel=0.01)
 
 
-def test_without_guidance_the_unet_runs_on_half() -> None:
-    both, one = (
-        svdnb.predict_memory("pocket", guidance=guidance).stages["UNet step"]
-        for guidance in (True, False)
-    )
-    assert one.tflop == pytest.approx(both.tflop / 2, rel=0.01)
-    assert one.alive["activations"] < 0.6 * both.alive["activations"]
-
-
 # --- predicted and real ---------------------------------------------------------------------------
 
 
@@ -153,12 +146,11 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "settings", "video"),
     [
-        ("UNet step", MemorySettings(), POCKET),
-        ("UNet step", MemorySettings(split_guidance=True, frames_at_a_time=3), POCKET),
-        ("VAE decode", MemorySettings(), LONGER),
-        ("VAE decode", MemorySettings(layerwise_decode="gpu"), POCKET),
+        ("UNet step", MemorySettings(), SHORT),
+        ("UNet step", MemorySettings(split_guidance=True, frames_at_a_time=3), SHORT),
+        ("VAE decode", MemorySettings(layerwise_decode="gpu"), LONGER),
     ],
-    ids=["unet", "unet in pieces", "decode a longer video", "decode by layers"],
+    ids=["unet", "unet in pieces", "decode by layers"],
 )
 def test_the_prediction_is_what_pytorch_allocates(
     pocket_pipe: Any, name: str, settings: MemorySettings, video: predict.Video
@@ -192,10 +184,10 @@ def test_fake_tensors_live_as_long_as_real_ones(
     svdnb.apply_memory(pocket_pipe, settings)
     part = getattr(pocket_pipe, PART[name])
     with flop_counter() as flops, Tracker(part) as tracker:
-        play_real(pocket_pipe, name, settings, POCKET)
+        play_real(pocket_pipe, name, settings, SHORT)
     svdnb.undo(pocket_pipe)
     group = replace(settings, offload="group")
-    found = svdnb.predict_memory("pocket", settings=group).stages[name]
+    found = svdnb.predict_memory("pocket", SHORT.num_frames, settings=group).stages[name]
     samples = np.array(tracker.samples)
     if name == "UNet step":
         samples[:, 0] += sum(weight.nbytes for weight in pocket_pipe.vae.parameters())
@@ -215,49 +207,66 @@ def test_a_whole_video_allocates_what_was_predicted(
             svdnb.load_image("rocket", (112, 64)),
             width=112,
             height=64,
+            num_frames=SHORT.num_frames,
             num_inference_steps=1,
             max_guidance_scale=2.0,
             decode_chunk_size=settings.decode_chunk_size,
             output_type="pt",
         )
-    prediction = svdnb.predict_memory("pocket", settings=settings)
+    prediction = svdnb.predict_memory("pocket", SHORT.num_frames, settings=settings)
     assert prediction.activations == pytest.approx(measured.allocated, rel=0.05)
 
 
 # --- the cache ------------------------------------------------------------------------------------
 
 
+RECORD = {
+    "weights": 2,
+    "timeline": [[2, 0, 5]],
+    "host": 0,
+    "parked_bytes": 0,
+    "streamed_bytes": 0,
+    "tflop": 1,
+}
+
+
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
+    """An empty folder for predictions, and the stages that were run."""
+    ran: list[str] = []
     monkeypatch.setenv("SVDNB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    monkeypatch.setattr(predict, "_run", lambda stage, *_: ran.append(stage) or RECORD)
+    svdnb.predict_memory("pocket")
+    assert sorted(ran) == sorted(STAGES)
+    ran.clear()
+    return tmp_path / "cache", ran
 
 
 def test_predictions_are_cached_for_this_version(
-    cache: Path, miniature_folder: Path, monkeypatch: pytest.MonkeyPatch
+    cache: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = svdnb.predict_memory(miniature_folder)
-    files = list(cache.iterdir())
-    assert len(files) == len(STAGES)
-    group = svdnb.predict_memory(miniature_folder, settings=MemorySettings(offload="group"))
-    assert list(cache.iterdir()) == files, "offloading needs no new run"
-    assert group.peak <= first.peak
+    folder, ran = cache
+    svdnb.predict_memory("pocket", settings=MemorySettings(offload="group"))
+    assert not ran, "offloading needs no new run"
     monkeypatch.setattr(predict, "RECORD_VERSION", 99)
-    svdnb.predict_memory(miniature_folder)
-    assert len(list(cache.iterdir())) == 2 * len(STAGES)
+    svdnb.predict_memory("pocket")
+    assert len(ran) == len(STAGES)
+    assert len(list(folder.iterdir())) == 2 * len(STAGES)
 
 
 def test_a_broken_cache_is_replaced_and_one_that_cannot_be_written_is_ignored(
-    cache: Path, miniature_folder: Path, monkeypatch: pytest.MonkeyPatch
+    cache: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = svdnb.predict_memory(miniature_folder)
-    for file in cache.iterdir():
-        file.write_text(file.read_text()[:50])
-    assert svdnb.predict_memory(miniature_folder).peak == first.peak
-    assert all(json.loads(file.read_text()) for file in cache.iterdir())
-    # Where nothing can be written, predictions still work.
-    monkeypatch.setenv("SVDNB_CACHE", str(miniature_folder / "model_index.json" / "cache"))
-    assert svdnb.predict_memory(miniature_folder).peak == first.peak
+    folder, ran = cache
+    for file, content in zip(folder.iterdir(), ("", "[1]", "{}", '{"weights": 1'), strict=True):
+        file.write_text(content)
+    svdnb.predict_memory("pocket")
+    assert len(ran) == len(STAGES)
+    assert all(json.loads(file.read_text()) == RECORD for file in folder.iterdir())
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SVDNB_CACHE", str(tmp_path / "file" / "cache"))
+    svdnb.predict_memory("pocket")
+    assert len(ran) == 2 * len(STAGES)
 
 
 # --- questions and answers ------------------------------------------------------------------------
@@ -267,7 +276,7 @@ def test_a_broken_cache_is_replaced_and_one_that_cannot_be_written_is_ignored(
     ("question", "words"),
     [
         ({"num_frames": 1}, "2 frames or more"),
-        ({"size": (1024, 570)}, "multiples of 8"),
+        ({"size": (1024, 568)}, "multiples of 64"),
         ({"size": (32, 32)}, "from 64 up"),
         (
             {"checkpoint": replace(svdnb.checkpoint("pocket"), path="", name="")},
@@ -304,41 +313,49 @@ def test_less_memory_is_never_faster_and_the_video_always_fits() -> None:
         80: {"offload": "model", "layerwise_decode": "gpu"},
         40: None,
     }
-    costs = []
+    minutes = []
     for mib, settings in expected.items():
         found = svdnb.fit_memory(room(mib), "pocket")
         assert found.prediction.peak <= mib * 2**20
         assert settings is None or found.settings.changes() == settings
-        costs.append(cost(found.prediction, 8))
-    assert costs == sorted(costs)
-    assert costs[0] < costs[-1]
+        minutes.append(found.minutes)
+    assert minutes == sorted(minutes)
+    assert minutes[0] < minutes[-1]
 
 
-def test_savings_start_with_the_largest_and_end_at_the_prediction() -> None:
-    found = svdnb.fit_memory(room(45), "pocket")
-    labels, peaks = zip(*found.savings, strict=True)
-    changes = found.settings.changes()
-    assert labels[0] == "plain pipeline"
-    assert len(labels) == 1 + len(changes)
-    assert list(peaks) == sorted(peaks, reverse=True)
-    assert peaks[-1] == found.prediction.peak
-    assert peaks[1] == min(
-        svdnb.predict_memory("pocket", settings=MemorySettings(**{name: value})).peak
-        for name, value in changes.items()
-    )
-    assert all(label in str(found) for label in labels)
+def test_the_plans_in_the_documents_are_those_of_fit_memory() -> None:
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d.]+) GiB \| `(.*)` \| (.*) \|$", text, re.MULTILINE)
+    assert [float(gib) for gib, *_ in rows] == [6, 8, 11.7, 14.6, 16, 24]
+    for gib, settings, figures in rows:
+        found = svdnb.fit_memory(float(gib))
+        assert found.prediction.peak <= float(gib) * GIB - SET_ASIDE
+        assert repr(found.settings) == f"svdnb.MemorySettings({settings})"
+        peak, host = found.prediction.peak / GIB, host_bytes(found.prediction) / GIB
+        assert figures == f"{peak:.1f} GiB | {host:.1f} GiB | {found.minutes:.1f}"
 
 
-@pytest.mark.parametrize("gib", [24, 8, 4])
-def test_svd_xt_fits_usual_cards(gib: int) -> None:
-    found = svdnb.fit_memory(gib)
-    assert found.prediction.peak <= gib * GIB - SET_ASIDE
-    assert (found.prediction.num_frames, found.prediction.size) == (25, (1024, 576))
+def test_a_host_that_is_short_gets_another_plan_or_a_sentence() -> None:
+    """Colab's 12.7 GB cannot hold the weights and a parked video."""
+    colab = 12.7e9 / GIB
+    small = svdnb.fit_memory(7.6, host=15.5)
+    assert svdnb.fit_memory(7.6, host=colab).settings == small.settings
+    assert svdnb.fit_memory(6, host=15.5).settings.layerwise_decode == "host"
+    with pytest.raises(svdnb.Error, match=r"own memory is too small: 11\.8 GiB"):
+        svdnb.fit_memory(6, host=colab)
+
+
+def test_this_host_is_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fit.this_host()
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: str(whole // 2))
+    assert fit.this_host() == whole // 2
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "max")
+    assert fit.this_host() == whole
 
 
 def test_if_nothing_fits_the_nearest_video_is_named() -> None:
-    with pytest.raises(svdnb.Error, match=r"14 frames of 1024x576 would fit: 2\.\d\d GiB"):
-        svdnb.fit_memory(3)
+    with pytest.raises(svdnb.Error, match=r"14 frames of 1024x576 would fit: 3\.\d\d GiB"):
+        svdnb.fit_memory(3.9)
     with pytest.raises(svdnb.Error, match=r"Pocket SVD runs anywhere"):
         svdnb.fit_memory(room(10), "pocket")
 
@@ -378,7 +395,7 @@ def test_the_code_to_paste_makes_a_video(
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def test_on_a_cpu_tensors_and_growth_are_measured() -> None:
+def test_on_a_cpu_tensors_are_counted() -> None:
     before = torch.ones(50 * 2**20, dtype=torch.uint8)
     with svdnb.measure() as measured:
         block = torch.ones(100 * 2**20, dtype=torch.uint8)
@@ -386,13 +403,11 @@ def test_on_a_cpu_tensors_and_growth_are_measured() -> None:
         del block
         torch.ones(2**20)
     assert measured.allocated == 100 * 2**20
-    assert 90 * 2**20 < measured.reserved < 300 * 2**20
     assert 0 < measured.seconds < 60
-    assert "0.0977 GiB allocated" in str(measured)
+    assert re.fullmatch(r"[\d.]+ s, 0\.0977 GiB allocated", str(measured))
     with svdnb.measure() as nothing:
         pass
     assert nothing.allocated == 0
-    assert nothing.reserved < 20 * 2**20
 
 
 def test_on_a_gpu_pytorch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,3 +421,35 @@ def test_on_a_gpu_pytorch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert start.index("synchronize") < start.index("reset_peak_memory_stats")
     assert end.index("synchronize") < end.index("max_memory_allocated")
     assert "3 GiB allocated, 4 GiB reserved" in str(measured)
+
+
+def test_the_benchmark_can_be_rehearsed(
+    miniature_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a GPU the same command measures SVD-XT, each row in a process of its own."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "memory.py"))
+
+    def in_this_process(command: list[str], _: object) -> Any:
+        script["main"]([*command[1:], "--output", str(tmp_path / "row.json")])
+        return json.loads((tmp_path / "row.json").read_text("utf-8"))
+
+    monkeypatch.setattr(importlib.import_module("rows"), "_row", in_this_process)
+    last, output = script["label"](SMALLEST), tmp_path / "memory.json"
+    command = ["--checkpoint", str(miniature_folder), "--steps", "1", "--output", str(output)]
+    script["main"]([*command, "--only", last])
+    record = json.loads(output.read_text("utf-8"))
+    (row,) = record["rows"]
+    assert row["allocated"] == pytest.approx(row["predicted"], rel=0.1)
+    assert row["predicted_stages"].keys() == set(STAGES)
+    assert (row["label"], record["steps"], row["reserved"]) == (last, 1, 0)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(last)
+
+    monkeypatch.setattr(svdnb, "apply_memory", MagicMock(side_effect=torch.cuda.OutOfMemoryError))
+    script["main"]([*command, "--only", "plain"])
+    plain, row = json.loads(output.read_text("utf-8"))["rows"]
+    assert (plain["label"], row["label"]) == ("plain", last)
+    assert "failed" in plain

@@ -270,6 +270,14 @@ def test_compiled_blocks_run_in_pieces_too(pipe: Any) -> None:
     torch.testing.assert_close(run(compiled), plain, rtol=1e-4, atol=1e-5)
 
 
+def test_what_fits_8_gib_can_still_be_compiled(pipe: Any) -> None:
+    apply_memory(pipe, svdnb.fit_memory(8).settings, device="cpu")
+    assert svdnb.speed_up(pipe, ["compile_unet"]) == ["compile_unet"]
+    apply_memory(pipe, svdnb.fit_memory(6).settings, device="cpu")
+    with pytest.raises(svdnb.Error, match="fetches its weights"):
+        svdnb.speed_up(pipe, ["compile_unet"])
+
+
 def test_a_compiled_part_is_refused(pipe: Any) -> None:
     apply_memory(pipe, MemorySettings(split_guidance=True))
     plain = pipe.unet

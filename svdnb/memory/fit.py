@@ -107,12 +107,13 @@ class Fit:
 
     def __str__(self) -> str:
         """Show the settings, and what the video needs with them."""
+        host = gib(host_bytes(self.prediction))
         return (
             f"{self.settings!r}\n\n{self.prediction}\n\n"
             f"The card has {gib(self.budget)} GiB; {gib(SET_ASIDE)} of them stay free for what no "
-            f"prediction counts. The computer needs about {gib(host_bytes(self.prediction))} GiB "
-            f"of its own memory.\n{self.num_inference_steps} steps would take a T4 about "
-            f"{self.minutes:.1f} minutes.\nTo leave fewer gaps in the card's memory, set "
+            f"prediction counts.\nThe computer itself needs about {host} GiB of memory.\n"
+            f"A T4 would take about {self.minutes:.1f} minutes for {self.num_inference_steps} "
+            "steps.\nTo leave fewer gaps in the card's memory, set "
             "PYTORCH_ALLOC_CONF=expandable_segments:True before Python starts."
         )
 

@@ -133,13 +133,11 @@ def predict_memory(
     settings: MemorySettings = MemorySettings(),  # noqa: B008 (frozen)
     *,
     dtype: torch.dtype | None = None,
-    guidance: bool = True,
 ) -> Prediction:
-    """Predict the memory and the arithmetic of a video. Nothing is downloaded; no GPU is needed.
+    """Predict the memory and the arithmetic of a video with guidance. It needs no GPU or weights.
 
     checkpoint: "svd", "svd-xt", "pocket", a folder, or a `Checkpoint`. num_frames and size (width,
-    height) default to the checkpoint's own; dtype to half precision for SVD and SVD-XT. Without
-    guidance the UNet runs on half of its batch.
+    height) default to the checkpoint's own; dtype to half precision for SVD and SVD-XT.
 
     The prediction counts tensors, so compare it with `torch.cuda.max_memory_allocated`. The
     allocator's reserve, workspaces of cuDNN and cuBLAS, and CUDA's own hundreds of MiB come on top;
@@ -153,7 +151,7 @@ def predict_memory(
     """
     quiet()
     video = describe_video(checkpoint, num_frames, size, dtype)
-    records = {stage: _record(stage, video, settings, guidance) for stage in STAGES}
+    records = {stage: _record(stage, video, settings) for stage in STAGES}
     stages = {stage: _stage(stage, settings.offload, records) for stage in STAGES}
     weights, visits = (
         sum(records[stage]["weights"] for stage in chosen)
@@ -300,9 +298,7 @@ def _stage(name: str, offload: str, records: Mapping[str, Any]) -> Stage:
     return Stage(timeline, record["host"], moved, record["tflop"])
 
 
-def _record(
-    stage: str, video: Video, settings: MemorySettings, guidance: bool = True
-) -> dict[str, Any]:
+def _record(stage: str, video: Video, settings: MemorySettings) -> dict[str, Any]:
     """Run a stage on fake tensors, or look up what it needed when it ran before."""
     settings = MemorySettings(**{name: getattr(settings, name) for name in _RELEVANT[stage]})
     config = {k: v for k, v in video.configs[PART[stage]].items() if k != "num_frames"}
@@ -313,11 +309,10 @@ def _record(
         "size": (video.size, video.latent_size) if stage != "image encoder" else None,
         "dtype": str(video.dtype),
         "settings": asdict(settings),
-        "guidance": guidance if stage == "UNet step" else None,
         "version": RECORD_VERSION,
         "libraries": [version(name) for name in ("torch", "diffusers", "transformers")],
     }
-    return _cached(question, lambda: _run(stage, video, settings, guidance))
+    return _cached(question, lambda: _run(stage, video, settings))
 
 
 def _cached(question: Mapping[str, Any], answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -341,7 +336,7 @@ def _cached(question: Mapping[str, Any], answer: Callable[[], dict[str, Any]]) -
 # --- running a stage ------------------------------------------------------------------------------
 
 
-def _run(stage: str, video: Video, settings: MemorySettings, guidance: bool) -> dict[str, Any]:
+def _run(stage: str, video: Video, settings: MemorySettings) -> dict[str, Any]:
     config = video.configs[PART[stage]]
     # The pipeline encodes in float32 if the VAE is in float16, not if it is in bfloat16.
     half = video.dtype == torch.float16 and config.get("force_upcast", True)
@@ -354,9 +349,9 @@ def _run(stage: str, video: Video, settings: MemorySettings, guidance: bool) -> 
         elif PART[stage] == "vae":
             patch_vae(part, settings, undo_stack, park=HOST)
         # Both halves of guidance do the same, so only the second one runs, and counts twice.
-        halves = 2 if settings.split_guidance and guidance else 1
+        halves = 2 if settings.split_guidance else 1
         with flop_counter() as flops, Tracker(part) as tracker:
-            play(stage, part, video, settings.decode_chunk_size, guidance, halves)
+            play(stage, part, video, settings.decode_chunk_size, halves)
     return summary(tracker, flops.get_total_flops(), times=halves)
 
 
@@ -386,12 +381,7 @@ def _worst_moments(samples: NDArray[np.int64]) -> list[list[int]]:
 
 
 def play(
-    stage: str,
-    part: Any,
-    video: Video,
-    decode_chunk_size: int | None,
-    guidance: bool = True,
-    halves: int = 1,
+    stage: str, part: Any, video: Video, decode_chunk_size: int | None, halves: int = 1
 ) -> None:
     """Run one stage as the pipeline would, on empty tensors of the same shapes."""
     if stage == "image encoder":
@@ -402,14 +392,14 @@ def play(
         image = torch.zeros(1, 3, height, width)  # stays alive: the pipeline adds noise to it
         part.encode(image.to(part.dtype)).latent_dist.mode()
     elif stage == "UNet step":
-        _play_unet(part, video, guidance, halves)
+        _play_unet(part, video, halves)
     else:
         _play_decoder(part, video, decode_chunk_size or video.num_frames)
 
 
-def _play_unet(unet: Any, video: Video, guidance: bool, halves: int) -> None:
+def _play_unet(unet: Any, video: Video, halves: int) -> None:
     """Run the UNet once. Of two halves, run the second, next to the result of the first."""
-    dtype, batch = unet.dtype, 2 if guidance else 1
+    dtype, batch = unet.dtype, 2  # with guidance
     shape = (batch, video.num_frames, unet.config.in_channels, *video.latent_size)
     sample = torch.zeros(shape, dtype=dtype)
     token = torch.zeros(batch, 1, unet.config.cross_attention_dim, dtype=dtype)

@@ -91,8 +91,8 @@ def apply_memory(
     Pass `decode_chunk_size=settings.decode_chunk_size` to the pipeline's call yourself. `device` is
     the GPU to run on, the first CUDA GPU by default. Without a GPU, weights stay where they are.
 
-    Raises Error if a part is compiled: apply first, then compile. With offload "group" the UNet can't
-    be compiled, because weights that come and go break the graph.
+    Raises Error if a part is compiled: apply first, then compile. With offload "group" the UNet
+    cannot be one graph, because its weights come and go.
     """
     if device is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
