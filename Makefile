@@ -33,16 +33,21 @@ TESTING := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 SVDNB_CHEC
   SVDNB_CACHE="$(CURDIR)/build/predictions" TORCHINDUCTOR_CACHE_DIR="$(CURDIR)/build/compiled" \
   PYTHONPATH="$(CURDIR)/tests/support/cable_out"
 
+# glibc gives large tensors back to the system after each use, and clearing their pages anew takes
+# time. With these settings it keeps them; other systems ignore them. They work for a process and for
+# the kernels that it starts, if they are set before Python starts.
+ALLOCATOR := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
+
 .PHONY: demo test lab site wheelhouse bench lint format clean
 
 demo: $(VENV)/demo.done
-	$(PY) -m svdnb animate $(if $(IMAGE),"$$IMAGE") $(if $(OUT),-o "$$OUT")
+	$(ALLOCATOR) $(PY) -m svdnb animate $(if $(IMAGE),"$$IMAGE") $(if $(OUT),-o "$$OUT")
 
 test: $(VENV)/test.done
 	$(TESTING) $(PY) -m pytest -q -rs -n 2 --dist loadfile tests notebooks
 
 lab: $(VENV)/lab.done
-	$(PY) -m jupyterlab notebooks/01_basic_generation.ipynb
+	$(ALLOCATOR) $(PY) -m jupyterlab notebooks/01_basic_generation.ipynb
 
 site: $(VENV)/test.done
 	$(PY) -m sphinx -q -W --keep-going -n -E -c docs/site -d build/doctrees . build/site
@@ -53,7 +58,7 @@ wheelhouse: $(VENV)/venv.done
 	$(PY) -m pip download -q -d wheelhouse -c constraints.txt --find-links wheelhouse setuptools ".[lab]"
 
 bench: $(VENV)/demo.done
-	OMP_WAIT_POLICY=PASSIVE $(PY) benchmarks/speed.py --readme
+	$(ALLOCATOR) OMP_WAIT_POLICY=PASSIVE $(PY) benchmarks/speed.py --readme
 
 lint: $(VENV)/test.done
 	$(PY) -m ruff check .

@@ -24,7 +24,7 @@ import nbformat
 from nbclient import NotebookClient
 
 import svdnb
-from memory import machine
+from rows import machine
 from svdnb.checkpoints import POCKET
 from svdnb.memory.fit import T4_TFLOPS
 from svdnb.memory.predict import predict_memory

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import json
 import runpy
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableVideoDiffusionPipeline
+from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
 import svdnb
 from support import miniature
 from support.notebook_style import ROOT
+from svdnb.memory.settings import MemorySettings
 from svdnb.speed import benchmark, optimize, profile
 from svdnb.speed.benchmark import Benchmark, Timing
 
-EAGER = ["one_token", "channels_last", "sub_pixel"]
-ROUNDING = 0.02
+EAGER = ["one_token", "time_2d", "sub_pixel", "channels_last"]
+ROUNDING = 0.1
 """Largest difference that rounding makes in these tests, in levels of 255."""
-STEPS = 4
+STEPS = 2
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,7 @@ def loaded(miniature_folder: Path) -> Any:
 def pipe(loaded: Any) -> Iterator[Any]:
     yield loaded
     svdnb.undo(loaded)
+    loaded.remove_all_hooks()
     torch._dynamo.reset()
 
 
@@ -59,6 +60,11 @@ def video(pipe: Any, picture: str = "rocket", steps: int = STEPS, **more: Any) -
 @pytest.fixture(scope="module")
 def plain(loaded: Any) -> Any:
     return video(loaded)
+
+
+@pytest.fixture(scope="module")
+def four_steps(loaded: Any) -> Any:
+    return video(loaded, steps=4)
 
 
 def levels(one: Any, other: Any) -> float:
@@ -126,19 +132,6 @@ def test_a_benchmark_without_a_comparison_is_refused(runs: Any, rounds: int) -> 
         svdnb.benchmark(runs, rounds)
 
 
-def test_the_clock_ticks_during_a_long_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", shown)
-
-    def compile_for_long() -> None:
-        deadline = time.monotonic() + 60
-        while "0 of 3 runs done, 00:01" not in shown.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    svdnb.benchmark({"compiled": compile_for_long}, rounds=2, warm_ups=1)
-    assert "compiled: 0 of 3 runs done, 00:01" in shown.getvalue()
-
-
 def test_every_stage_is_timed(pipe: Any) -> None:
     attributes = set(vars(pipe)) | set(vars(pipe.scheduler))
     times = svdnb.stage_times(pipe, lambda: video(pipe))
@@ -180,11 +173,12 @@ def test_the_count_agrees_with_the_prediction(pipe: Any, miniature_folder: Path)
     assert profile.count_tflop(lambda: video(pipe, steps=2)) == pytest.approx(predicted, rel=0.01)
 
 
-def test_a_roofline_compares_with_the_peak(pipe: Any) -> None:
-    roof = svdnb.roofline(lambda: video(pipe, steps=1))
-    assert roof.tflop == pytest.approx(profile.count_tflop(lambda: video(pipe, steps=1)))
+def test_a_roofline_compares_with_the_peak() -> None:
+    a = torch.ones(256, 256)
+    roof = svdnb.roofline(lambda: a @ a)
+    assert roof.tflop == 2 * 256**3 / 1e12
     assert roof.share(0.5) == pytest.approx(roof.tflop / 0.5 / roof.ceiling)
-    assert roof.share() == roof.share(roof.seconds)
+    assert f"{roof.share():.0%} of the ceiling" in repr(roof)
     assert roof.bandwidth > 0
     with pytest.raises(svdnb.Error, match="no arithmetic"):
         svdnb.roofline(lambda: None)
@@ -209,7 +203,7 @@ def state(pipe: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", EAGER)
+@pytest.mark.parametrize("name", [*EAGER, "attention"])
 def test_each_speed_up_keeps_the_frames_and_comes_off(pipe: Any, plain: Any, name: str) -> None:
     before = state(pipe)
     assert svdnb.speed_up(pipe, [name]) == [name]
@@ -217,19 +211,16 @@ def test_each_speed_up_keeps_the_frames_and_comes_off(pipe: Any, plain: Any, nam
     assert levels(video(pipe), plain) < ROUNDING
     svdnb.undo(pipe)
     assert state(pipe) == before
-    assert levels(video(pipe), plain) == 0
 
 
 def test_all_of_them_keep_the_frames_of_pocket_svd(pocket_pipe: Any) -> None:
-    pocket = svdnb.checkpoint("pocket")
-
     def run() -> Any:
         return pocket_pipe(
-            svdnb.load_image("boat", (pocket.width, pocket.height)),
-            height=pocket.height,
-            width=pocket.width,
-            num_frames=4,
-            num_inference_steps=2,
+            svdnb.load_image("boat", (112, 64)),
+            height=64,
+            width=112,
+            num_frames=3,
+            num_inference_steps=1,
             generator=torch.Generator().manual_seed(2),
             output_type="np",
         ).frames[0]
@@ -238,14 +229,16 @@ def test_all_of_them_keep_the_frames_of_pocket_svd(pocket_pipe: Any) -> None:
     svdnb.speed_up(pocket_pipe, EAGER)
     fast = run()
     svdnb.undo(pocket_pipe)
-    assert 0 < levels(fast, exact) < 0.05
+    assert 0 < levels(fast, exact) < ROUNDING
+    assert levels(run(), exact) == 0
 
 
-@pytest.mark.parametrize("name", ["one_token", "sub_pixel"])
-def test_they_save_arithmetic(pipe: Any, name: str) -> None:
-    full = profile.count_tflop(lambda: video(pipe, steps=1))
-    svdnb.speed_up(pipe, [name])
-    assert profile.count_tflop(lambda: video(pipe, steps=1)) < 0.99 * full
+def test_they_save_arithmetic(pipe: Any) -> None:
+    tflop = [profile.count_tflop(lambda: video(pipe, steps=1))]
+    for names in (["one_token"], ["one_token", "sub_pixel"]):
+        svdnb.speed_up(pipe, names)
+        tflop.append(profile.count_tflop(lambda: video(pipe, steps=1)))
+    assert tflop[2] < 0.99 * tflop[1] < 0.99**2 * tflop[0]
 
 
 def test_one_token_refuses_two_tokens(pipe: Any) -> None:
@@ -253,6 +246,32 @@ def test_one_token_refuses_two_tokens(pipe: Any) -> None:
     cross = next(m for name, m in pipe.unet.named_modules() if name.endswith("attn2"))
     with pytest.raises(svdnb.Error, match="got 2"):
         cross(torch.ones(1, 5, 32), torch.ones(1, 2, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_time_in_2d_is_exact_up_to_the_ends(pipe: Any, frames: int, dtype: torch.dtype) -> None:
+    convolution = next(m for m in pipe.vae.modules() if isinstance(m, nn.Conv3d))
+    assert convolution.kernel_size == (3, 1, 1)
+    x = torch.randn(2, frames, 3, 4, convolution.in_channels, dtype=dtype).permute(0, 4, 1, 2, 3)
+    convolution.to(dtype)
+    try:
+        with torch.no_grad():
+            exact = convolution(x)
+            svdnb.speed_up(pipe, ["time_2d"])
+            torch.testing.assert_close(convolution(x), exact)
+    finally:
+        svdnb.undo(pipe)
+        convolution.to(torch.float32)
+
+
+def test_every_convolution_over_time_is_in_2d(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        raise AssertionError("a three-dimensional convolution")
+
+    svdnb.speed_up(pipe, ["time_2d"])
+    monkeypatch.setattr(F, "conv3d", slow)
+    video(pipe, steps=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -292,11 +311,11 @@ def test_a_failure_takes_the_other_speed_ups_off(
 
 def test_speed_ups_work_on_top_of_memory_settings(pipe: Any, plain: Any) -> None:
     before = state(pipe)
-    settings = svdnb.MemorySettings(split_guidance=True, frames_at_a_time=1, layerwise_decode="gpu")
+    settings = MemorySettings(split_guidance=True, frames_at_a_time=1, layerwise_decode="gpu")
     svdnb.apply_memory(pipe, settings)
     svdnb.speed_up(pipe, EAGER)
     assert levels(video(pipe), plain) < ROUNDING
-    svdnb.apply_memory(pipe, svdnb.MemorySettings())
+    svdnb.apply_memory(pipe, MemorySettings())
     assert state(pipe) == before, "new memory settings start from the plain pipeline"
 
 
@@ -305,29 +324,175 @@ def test_unknown_speed_ups_are_refused(pipe: Any) -> None:
         svdnb.speed_up(pipe, ["turbo"])
 
 
+def test_a_unet_that_streams_its_weights_keeps_its_tensors(pipe: Any, plain: Any) -> None:
+    before = state(pipe)
+    svdnb.apply_memory(pipe, MemorySettings(offload="group"), device="cpu")
+    streamed = state(pipe)
+    with pytest.raises(svdnb.Error, match="fetches its weights"):
+        svdnb.speed_up(pipe, ["compile_unet"])
+    assert svdnb.speed_up(pipe, EAGER) == EAGER
+    tensors = [(name, found[2:]) for name, found in state(pipe).items() if name.startswith("unet")]
+    assert tensors == [(name, streamed[name][2:]) for name, _ in tensors]
+    assert levels(video(pipe), plain) < ROUNDING
+    assert levels(video(pipe), plain) < ROUNDING
+    svdnb.undo(pipe)
+    assert state(pipe) == before
+
+
+CARDS = {"T4": (7, 5), "RTX 4090": (8, 9), "H100": (9, 0)}
+
+
+@pytest.mark.parametrize(
+    ("card", "first"), [("T4", "FLASH"), ("RTX 4090", "FLASH"), ("H100", "CUDNN")]
+)
+def test_the_card_chooses_the_attention(
+    pipe: Any, card: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize, "_device_type", lambda _: "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: CARDS[card])
+    seen: list[SDPBackend] = []
+    attend = F.scaled_dot_product_attention
+
+    def watch(*args: Any, **options: Any) -> Any:
+        seen.append(_cur_sdpa_kernel_backends(with_priority=True)[0])
+        return attend(*args, **options)
+
+    svdnb.speed_up(pipe, ["one_token", "attention"])
+    before = _cur_sdpa_kernel_backends(with_priority=True)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
+    video(pipe, steps=1)
+    assert getattr(SDPBackend, f"{first}_ATTENTION") in seen
+    assert _cur_sdpa_kernel_backends(with_priority=True) == before, "other models are not affected"
+
+
+# --- half precision -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_unit", [True, False])
+def test_a_cpu_with_the_unit_computes_in_half_precision(
+    has_unit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_unit)
+    found = svdnb.checkpoint("pocket")
+    assert found.dtype == (torch.bfloat16 if has_unit else torch.float32)
+    assert svdnb.checkpoint("pocket", dtype=torch.float16).dtype == torch.float16
+    weight = found.load().vae.decoder.mid_block.resnets[0].spatial_res_block.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == has_unit
+
+
+@pytest.mark.parametrize(("card", "allowed"), [("T4", False), ("RTX 4090", True)])
+def test_a_card_that_emulates_bfloat16_is_not_asked_for_it(
+    card: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: CARDS[card])
+    assert svdnb.checkpoint("svd-xt").dtype == torch.float16
+    if allowed:
+        assert svdnb.checkpoint("svd-xt", dtype=torch.bfloat16).dtype == torch.bfloat16
+    else:
+        with pytest.raises(svdnb.Error, match="emulates bfloat16"):
+            svdnb.checkpoint("svd-xt", dtype=torch.bfloat16)
+
+
 # --- compiling ------------------------------------------------------------------------------------
 
 
-def test_the_best_set_keeps_the_frames_and_compiles_once(
-    pipe: Any, plain: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Captures real graphs, but leaves out inductor: notebook 02 runs that.
-    compile_module = torch.nn.Module.compile
-
-    def capture(module: Any, **options: Any) -> None:
-        compile_module(module, backend="eager", **options)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", capture)
-    monkeypatch.setattr(optimize, "_missing_compiler", lambda _: "")
-    other = video(pipe, "boat", motion_bucket_id=20, fps=12)
-    before = state(pipe)
-    assert svdnb.speed_up(pipe) == list(optimize.BEST["cpu"])
-    assert levels(video(pipe), plain) < ROUNDING
-    graphs = benchmark.compilations()
-    assert levels(video(pipe, "boat", motion_bucket_id=20, fps=12), other) < ROUNDING
-    assert benchmark.compilations() == graphs, "the second video was compiled again"
+@pytest.fixture
+def small(loaded: Any) -> Iterator[Any]:
+    """The pipeline with the smallest UNet, because capturing takes a while."""
+    torch.manual_seed(0)
+    unet = UNetSpatioTemporalConditionModel(
+        block_out_channels=(32,),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal",),
+        up_block_types=("CrossAttnUpBlockSpatioTemporal",),
+        num_attention_heads=2,
+        cross_attention_dim=32,
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96,
+        layers_per_block=1,
+        transformer_layers_per_block=1,
+        num_frames=2,
+    )
+    pipe = StableVideoDiffusionPipeline(**{**loaded.components, "unet": unet.eval()})
+    pipe.set_progress_bar_config(disable=True)
+    yield pipe
     svdnb.undo(pipe)
-    assert state(pipe) == before
+    pipe.remove_all_hooks()
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the graphs that are captured. Inductor is left out: notebook 02 runs that."""
+    sizes: list[int] = []
+
+    def capture(graph: Any, inputs: Any) -> Any:
+        sizes.append(len(graph.graph.nodes))
+        return graph
+
+    compile_anything = torch.compile
+
+    def compile_quickly(model: Any, **options: Any) -> Any:
+        return compile_anything(model, backend=capture, **options)
+
+    monkeypatch.setattr(optimize, "_require_compiler", lambda _: None)
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    return sizes
+
+
+def test_the_best_set_for_a_gpu_keeps_the_frames_and_compiles_once(
+    small: Any, graphs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize, "_device_type", lambda _: "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: CARDS["H100"])
+    settings = [{}, {"picture": "boat", "motion_bucket_id": 20, "fps": 12}]
+    plain = [video(small, **one) for one in settings]
+    before = state(small)
+    best = svdnb.speed_up(small)
+    assert best == list(optimize.BEST["cuda"])
+    fast = [video(small, **one) for one in settings]
+    assert levels(fast[0], plain[0]) < ROUNDING
+    assert levels(fast[1], plain[1]) < ROUNDING
+    compiled = [name for name in best if "compile" in name]
+    assert len(graphs) == len(compiled), "a video was compiled again"
+    assert "mode" not in optimize.GRAPH, "CUDA graphs would overwrite a chunk of frames"
+    svdnb.undo(small)
+    assert state(small) == before
+
+
+def test_offloaded_and_split_unets_are_one_graph_that_is_compiled_once(
+    small: Any, graphs: list[int]
+) -> None:
+    plain = video(small)
+    small.enable_model_cpu_offload(device="cpu")  # accelerate's hooks, as on a GPU
+    svdnb.speed_up(small, ["compile_unet"])
+    for _ in range(2):  # accelerate renews its hooks after each one
+        assert levels(video(small), plain) < ROUNDING
+    (whole,) = (size for size in graphs if size > 50)
+    graphs.clear()
+    small.remove_all_hooks()
+    svdnb.apply_memory(small, MemorySettings(split_guidance=True))
+    svdnb.speed_up(small, ["compile_unet"])
+    assert levels(video(small), plain) < ROUNDING
+    assert graphs == [pytest.approx(whole, rel=0.02)], "the graph is that of one half"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        MemorySettings(frames_at_a_time=1, layerwise_decode="gpu"),
+        MemorySettings(forward_chunking=True, layerwise_decode="host"),
+    ],
+)
+def test_parts_that_run_in_pieces_are_not_compiled(
+    pipe: Any, settings: MemorySettings, graphs: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    svdnb.apply_memory(pipe, settings)
+    assert "compile_unet" not in svdnb.speed_up(pipe)
+    assert "Without compile_unet: the UNet's blocks run piece by piece" in capsys.readouterr().out
+    for name, words in (("compile_unet", "piece by piece"), ("compile_decoder", "by layer")):
+        with pytest.raises(svdnb.Error, match=words):
+            svdnb.speed_up(pipe, [name])
 
 
 def test_without_a_compiler_the_rest_is_on(
@@ -338,30 +503,19 @@ def test_without_a_compiler_the_rest_is_on(
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         assert not optimize.can_compile()
         assert svdnb.speed_up(pipe) == EAGER
-        assert capsys.readouterr().out.count("install g++ or clang") == 2
+        assert "Without compile_unet: torch.compile needs a C++" in capsys.readouterr().out
         with pytest.raises(svdnb.Error, match="install g"):
             svdnb.speed_up(pipe, ["compile_unet"])
-
-
-def test_an_offloaded_pipeline_is_not_compiled(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(pipe, "_all_hooks", ["a hook"], raising=False)
-    with pytest.raises(svdnb.Error, match="offload='none'"):
-        svdnb.speed_up(pipe, ["compile_unet"])
-    assert svdnb.speed_up(pipe) == EAGER
-    assert "moves weights to the GPU" in capsys.readouterr().out
 
 
 # --- approximations -------------------------------------------------------------------------------
 
 
-def test_reusing_results_saves_work_and_forgets_the_last_video(pipe: Any, plain: Any) -> None:
-    full = profile.count_tflop(lambda: video(pipe))
+def test_reusing_results_changes_frames_and_forgets_the_last_video(pipe: Any, plain: Any) -> None:
     svdnb.approximate(pipe, reuse_every=2)
     quick = video(pipe)
     assert levels(quick, plain) > 0
-    assert profile.count_tflop(lambda: video(pipe, "boat")) < 0.95 * full
+    video(pipe, "boat")
     assert levels(video(pipe), quick) == 0, "a second video does not depend on the one before"
     svdnb.undo(pipe)
     assert levels(video(pipe), plain) == 0
@@ -386,17 +540,23 @@ def test_deep_blocks_rest_and_the_others_work(pipe: Any, monkeypatch: pytest.Mon
     assert [calls.count(block) for block in shallow] == [STEPS] * 2
 
 
-def test_guidance_in_an_interval_halves_the_other_steps(pipe: Any, plain: Any) -> None:
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_guidance_in_an_interval_halves_the_other_steps(
+    pipe: Any, plain: Any, offloaded: bool
+) -> None:
+    if offloaded:
+        pipe.enable_model_cpu_offload(device="cpu")
     unguided = video(pipe, max_guidance_scale=1.0)
     sizes: list[int] = []
     handle = pipe.unet.conv_in.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
-    svdnb.approximate(pipe, guided=(0.25, 0.75))
-    middle = video(pipe)
+    svdnb.approximate(pipe, guided=(0.5, 1))
+    later = video(pipe)
+    assert levels(video(pipe), later) == 0
     handle.remove()
-    frames = miniature.FRAMES
-    assert sizes == [frames, 2 * frames, 2 * frames, frames]
-    assert 0 < levels(middle, plain) < levels(unguided, plain)
+    assert sizes == [miniature.FRAMES, 2 * miniature.FRAMES] * 2
+    assert levels(later, plain) > 0
     svdnb.undo(pipe)
+    assert levels(video(pipe), plain) == 0
     svdnb.approximate(pipe, guided=(0.0, 0.0))
     assert levels(video(pipe), unguided) < ROUNDING
 
@@ -415,7 +575,7 @@ def test_approximations_out_of_range_are_refused(pipe: Any, how: Any, words: str
 
 
 def test_approximations_and_graphs_exclude_each_other(pipe: Any) -> None:
-    svdnb.approximate(pipe, reuse_every=2)
+    svdnb.approximate(pipe, guided=(0.25, 0.75))
     pipe.unet.compile(backend="eager", fullgraph=True)
     try:
         with pytest.raises(Exception, match="cannot be one graph"):
@@ -426,32 +586,55 @@ def test_approximations_and_graphs_exclude_each_other(pipe: Any) -> None:
         pipe.unet._compiled_call_impl = None
 
 
-# --- the benchmark and README ---------------------------------------------------------------------
+# --- the benchmarks and README --------------------------------------------------------------------
 
 
-def script() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "benchmarks" / "speed.py"))
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return lambda name: runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
 
 
-def test_the_readme_shows_what_was_measured() -> None:
+def test_the_readme_shows_what_was_measured(script: Any) -> None:
     record = json.loads((ROOT / "benchmarks/results/speed-pocket-cpu.json").read_text("utf-8"))
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert script()["rendered"](readme, record) == readme, "run `make bench`"
-    assert {row["kind"] for row in record["rows"]} == {"exact", "lossy"}
-    assert max(row["levels"] for row in record["rows"] if row["kind"] == "exact") < 0.05
+    assert script("speed")["rendered"](readme, record) == readme, "run `make bench`"
+    assert {row["kind"] for row in record["rows"]} >= {"plain", "exact", "lossy"}
+    assert max(row["levels"] for row in record["rows"] if row["kind"] == "exact") < ROUNDING
 
 
-def test_the_benchmark_can_be_rehearsed(
-    miniature_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_driver_for_a_gpu_can_be_rehearsed(
+    miniature_folder: Path, tmp_path: Path, script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "speed.json"
-    command = f"speed.py --checkpoint {miniature_folder} --steps 2 --rounds 2 --output {output}"
-    labels = ["--only", "one_token", "deep blocks every 2 steps"]
-    monkeypatch.setattr(sys, "argv", [*command.split(), *labels])
-    script()["main"]()
-    record = json.loads(output.read_text("utf-8"))
-    exact, lossy = record["rows"]
-    assert (exact["kind"], lossy["kind"]) == ("exact", "lossy")
-    assert exact["levels"] < ROUNDING < lossy["levels"]
-    assert all(len(row["seconds"]) == 2 for row in record["rows"])
-    assert record["roofline"]["ceiling_tflops"] > 0
+    command = [str(tmp_path), "speed", "--checkpoint", str(miniature_folder), "--steps", "1"]
+    assert script("gpu")["main"]([*command, "--rounds", "2", "--only", "time_2d"]) == 0
+    (file,) = tmp_path.glob("speed-*.json")
+    record = json.loads(file.read_text("utf-8"))
+    (row,) = record["rows"]
+    assert row["levels"] < ROUNDING
+    assert len(row["seconds"]) == 2
+    assert row["share_of_ceiling"] > 0
+    assert "instruction_sets" in record["machine"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("time_2d")
+    assert "of the ceiling" in last
+
+
+def test_rows_are_kept_after_a_failure_and_at_the_end_of_the_time(
+    tmp_path: Path, script: Any
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\nlabel, output = sys.argv[2], sys.argv[4]\n"
+        "if label == 'slow': time.sleep(60)\n"
+        "if label == 'good': open(output, 'w').write('{\"seconds\": 1}')\n"
+    )
+    collect, output = script("rows")["collect"], tmp_path / "results.json"
+    first = collect([str(program)], ["bad", "good", "slow"], {"steps": 2}, output, 0.02)
+    assert [row["label"] for row in first["rows"]] == ["bad", "good"]
+    assert "failed" in first["rows"][0]
+    program.write_text("import sys; open(sys.argv[4], 'w').write('{\"seconds\": 2}')")
+    second = collect([str(program)], ["bad", "good", "slow"], {"steps": 2}, output)
+    assert [row["seconds"] for row in second["rows"]] == [2, 1, 2], "good is not measured again"
+    other = collect([str(program)], ["good"], {"steps": 3}, output)
+    assert [row["seconds"] for row in other["rows"]] == [2], "another number of steps"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +94,7 @@ def benchmark(
     """Time callables in turns: each one once a round, with the order reversed every other round.
 
     The first `warm_ups` calls of each compile, load and allocate, so they are timed apart. Work on
-    a GPU is waited for. With `progress`, a bar shows what is running and for how long.
+    a GPU is waited for. With `progress`, a bar shows what is running.
 
     Raises Error if there is nothing to run, for fewer than two rounds, and without a warm-up.
     """
@@ -109,8 +108,10 @@ def benchmark(
     for number in range(rounds):
         schedule += labels if number % 2 == 0 else reversed(labels)
     seconds: dict[str, list[float]] = {label: [] for label in labels}
-    for label in _with_progress(schedule, progress):
-        seconds[label].append(seconds_of(runs[label]))
+    with tqdm(schedule, file=sys.stdout, leave=False, disable=not progress, unit=" runs") as bar:
+        for label in bar:
+            bar.set_description(label)
+            seconds[label].append(seconds_of(runs[label]))
     return Benchmark(
         {
             label: Timing(tuple(taken[:warm_ups]), tuple(taken[warm_ups:]))
@@ -138,31 +139,3 @@ def seconds_of(run: Run) -> float:
     start = now()
     run()
     return now() - start
-
-
-def _with_progress(schedule: Sequence[str], shown: bool) -> Iterator[str]:
-    """Yield the labels, while a bar names the current one and counts the seconds.
-
-    The bar is refreshed from a thread, so that it ticks on while one call compiles for a minute.
-    """
-    done = threading.Event()
-    with tqdm(
-        total=len(schedule),
-        bar_format="{desc}{n_fmt} of {total_fmt} runs done, {elapsed}",
-        file=sys.stdout,
-        leave=False,
-        disable=not shown,
-    ) as bar:
-
-        def tick() -> None:
-            while not done.wait(1):
-                bar.refresh()
-
-        threading.Thread(target=tick, daemon=True).start()
-        try:
-            for label in schedule:
-                bar.set_description(label)
-                yield label
-                bar.update()
-        finally:
-            done.set()

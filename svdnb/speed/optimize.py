@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.hooks import ModelHook
+from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from svdnb.errors import Error
 from svdnb.patches import hook, hook_names, refuse_compiled, replacing, stack
@@ -17,11 +21,12 @@ from svdnb.patches import hook, hook_names, refuse_compiled, replacing, stack
 if TYPE_CHECKING:
     from diffusers import StableVideoDiffusionPipeline
 
-# On a CPU the fastest set that benchmarks/speed.py measured; on a GPU an estimate, as none has been
-# measured yet.
+# The fastest set on a CPU that benchmarks/speed.py has measured; on a GPU an estimate. It has no
+# CUDA graphs: a step of SVD keeps the GPU busy for so long that they gain nothing, and their memory
+# pools cost GiB. And it has no "channels_last": there the compiler chooses the layout itself.
 BEST = {
-    "cpu": ("one_token", "channels_last", "sub_pixel", "compile_unet"),
-    "cuda": ("one_token", "channels_last", "compile_unet"),
+    "cpu": ("one_token", "time_2d", "sub_pixel", "channels_last", "compile_unet"),
+    "cuda": ("one_token", "time_2d", "sub_pixel", "attention", "compile_unet", "compile_decoder"),
 }
 
 
@@ -29,13 +34,19 @@ def speed_up(pipe: StableVideoDiffusionPipeline, only: Sequence[str] | None = No
     """Put exact speed-ups on a pipeline, replacing earlier ones; `undo` takes them off.
 
     The frames stay the same up to rounding. By default this is the best known set for the device;
-    where compiling cannot work, it is left out and a line says why. `only` selects by name:
+    what cannot work with the pipeline's memory settings is left out, and a line says why. `only`
+    selects by name:
 
-    "one_token": cross-attention skips queries and keys, because SVD attends to a single token.
-    "channels_last": convolution weights in the channels-last memory layout.
+    "one_token": cross-attention skips queries, keys and its norm, because SVD attends to a single
+    token.
+    "time_2d": convolutions over time, (3, 1, 1), run as two-dimensional ones, which are faster.
     "sub_pixel": upsampling and the convolution after it in one, at the small size.
-    "compile_unet": torch.compile as one graph; the first video of each size waits for it.
+    "attention": the fastest attention kernels of the card first.
+    "channels_last": convolution weights in the channels-last memory layout.
+    "compile_unet", "compile_decoder": torch.compile as one graph; the first video of each size
+    waits for it, and the decoder's last chunk has a size of its own if it is shorter.
 
+    The tensors of a UNet that streams its weights (offload "group") stay as they are.
     Returns the names of what is on. Call `apply_memory` first, because it takes speed-ups off.
     Raises Error for an unknown name, and for a selected one that cannot work here.
     """
@@ -43,16 +54,18 @@ def speed_up(pipe: StableVideoDiffusionPipeline, only: Sequence[str] | None = No
     if unknown := [repr(name) for name in names if name not in SPEED_UPS]:
         choices = ", ".join(SPEED_UPS)
         raise Error(f"There is no speed-up {', '.join(unknown)}. Choose from {choices}.")
+    done = []
     with replacing(pipe, "speed") as undo_stack:
-        if "compile_unet" in names and (reason := _why_not_compile(pipe)):
-            if only is not None:
-                raise Error(reason)
-            print(f"{reason} The other speed-ups are on.")
-            names = [name for name in names if name != "compile_unet"]
-        ordered = [name for name in SPEED_UPS if name in names]
-        for name in ordered:
-            SPEED_UPS[name](pipe, undo_stack)
-    return ordered
+        for name in SPEED_UPS:
+            try:
+                if name in names:
+                    SPEED_UPS[name](pipe, undo_stack)
+                    done.append(name)
+            except Error as error:
+                if only is not None:
+                    raise
+                print(f"Without {name}: {error}")
+    return done
 
 
 def approximate(
@@ -88,54 +101,81 @@ def approximate(
             hook(block, reuse, "svdnb_reuse", undo_stack)
     if has_interval:
         guide = _GuidedInterval(lambda: start <= _step(scheduler) / len(scheduler.timesteps) < end)
-        hook(unet, guide, "svdnb_guided", undo_stack)
+        with _beneath_offloading(pipe, undo_stack):
+            hook(unet, guide, "svdnb_guided", undo_stack)
 
 
 def can_compile() -> bool:
     """Check whether torch.compile works here; if not, print what is missing."""
-    reason = _missing_compiler("cuda" if torch.cuda.is_available() else "cpu")
-    if reason:
-        print(reason)
-    return not reason
+    try:
+        _require_compiler("cuda" if torch.cuda.is_available() else "cpu")
+    except Error as error:
+        print(error)
+        return False
+    return True
+
+
+def attention_order(capability: tuple[int, int]) -> list[SDPBackend]:
+    """Order attention kernels, the fastest first, for a card's compute capability.
+
+    PyTorch takes the first one that the card and the shapes allow. cuDNN's are the fastest from
+    Hopper on; flash attention begins with Ampere, so a T4 ends up with the memory-efficient ones.
+    """
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return [SDPBackend.CUDNN_ATTENTION, *order] if capability >= (9, 0) else order
 
 
 def _device_type(pipe: Any) -> str:
     return "cuda" if pipe._execution_device.type == "cuda" else "cpu"
 
 
-def _why_not_compile(pipe: Any) -> str:
-    is_offloaded = getattr(pipe, "_all_hooks", None) or hasattr(pipe.unet, "_hf_hook")
-    if is_offloaded or "svdnb_one_graph" in hook_names(pipe.unet):
-        return (
-            "This pipeline moves weights to the GPU while it runs, which cannot be part of a "
-            "graph, so nothing is compiled. Choose offload='none' to compile."
-        )
-    return _missing_compiler(_device_type(pipe))
-
-
-def _missing_compiler(device: str) -> str:
+def _require_compiler(device: str) -> None:
     if device == "cuda":
         from torch.utils._triton import has_triton
 
-        return "" if has_triton() else "torch.compile needs Triton on a GPU: pip install triton."
+        if not has_triton():
+            raise Error("torch.compile needs Triton on a GPU: pip install triton.")
+        return
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError):
-        return "torch.compile needs a C++ compiler, and none was found: install g++ or clang."
-    return ""
+        raise Error(
+            "torch.compile needs a C++ compiler, and none was found: install g++ or clang."
+        ) from None
+
+
+def _is_free(module: nn.Module) -> bool:
+    """Tell whether no hook slices this module or fetches its weights."""
+    return not hook_names(module) and not hasattr(module, "_hf_hook")
+
+
+def _parts_that_keep_weights(pipe: Any) -> list[Any]:
+    """Return the UNet and the VAE, if their weights do not come and go piece by piece.
+
+    Streaming would lose new tensors, or fail on them, as it knows those that it has met.
+    """
+    return [part for part in (pipe.unet, pipe.vae) if not _is_streamed(part)]
+
+
+def _is_streamed(part: nn.Module) -> bool:
+    return any(
+        "group_offloading" in hook_names(module) or any(p.is_meta for p in module.parameters(False))
+        for module in part.modules()
+    )
 
 
 # --- exact speed-ups ------------------------------------------------------------------------------
 
 
 def _one_token(pipe: Any, undo_stack: ExitStack) -> None:
-    for name, module in pipe.unet.named_modules():
-        if name.endswith("attn2"):
-            undo_stack.callback(module.set_processor, module.processor)
-            module.set_processor(OneTokenAttention())
+    for block in pipe.unet.modules():
+        if isinstance(block, (BasicTransformerBlock, TemporalBasicTransformerBlock)):
+            undo_stack.callback(block.attn2.set_processor, block.attn2.processor)
+            block.attn2.set_processor(OneTokenAttention())
+            hook(block.norm2, _Skip(), "svdnb_skip", undo_stack)
 
 
 class OneTokenAttention:
@@ -163,26 +203,43 @@ class OneTokenAttention:
         return value  # (batch, 1, channels): the residual connection broadcasts it
 
 
-def _channels_last(pipe: Any, undo_stack: ExitStack) -> None:
-    # Layer by layer: a whole model has weights of 4 and of 5 dimensions, and .to() refuses that.
-    formats = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
+class _Skip(ModelHook):  # type: ignore[misc]
+    """Leaves a module out. (The norm before cross-attention: queries alone would use it.)"""
+
+    def new_forward(self, module: nn.Module, x: Tensor) -> Tensor:
+        return x
+
+
+def _time_2d(pipe: Any, undo_stack: ExitStack) -> None:
     for module in (*pipe.unet.modules(), *pipe.vae.modules()):
-        if memory_format := formats.get(type(module)):
-            _set_layout(module.weight, memory_format)
-            undo_stack.callback(_set_layout, module.weight, torch.contiguous_format)
+        if isinstance(module, nn.Conv3d) and module.kernel_size[1:] == (1, 1) and _is_free(module):
+            hook(module, _TimeConvolution(), "svdnb_time_2d", undo_stack)
 
 
-def _set_layout(weight: Tensor, memory_format: torch.memory_format) -> None:
-    weight.data = weight.data.contiguous(memory_format=memory_format)
+class _TimeConvolution(ModelHook):  # type: ignore[misc]
+    """Runs a (3, 1, 1) convolution on pictures of (time, pixels): a (3, 1) convolution.
+
+    The sums are the same. Two-dimensional kernels are faster on a CPU, and on a GPU some versions
+    of PyTorch have no fast (3, 1, 1) kernel for half precision. With channels last, the pictures
+    are a view.
+    """
+
+    def new_forward(self, module: Any, x: Tensor) -> Tensor:
+        flat = F.conv2d(
+            x.flatten(3),
+            module.weight[..., 0],
+            module.bias,
+            padding=(module.padding[0], 0),
+            stride=(module.stride[0], 1),
+        )
+        return flat.unflatten(3, x.shape[3:])
 
 
 def _sub_pixel(pipe: Any, undo_stack: ExitStack) -> None:
-    from diffusers.models.upsampling import Upsample2D
-
-    for module in (*pipe.unet.modules(), *pipe.vae.modules()):
-        # Upsamplers that a memory setting runs in slices stay as they are.
-        if isinstance(module, Upsample2D) and not hook_names(module):
-            hook(module, _SubPixelConvolution(), "svdnb_sub_pixel", undo_stack)
+    for part in _parts_that_keep_weights(pipe):
+        for module in part.modules():
+            if isinstance(module, Upsample2D) and _is_free(module):
+                hook(module, _SubPixelConvolution(), "svdnb_sub_pixel", undo_stack)
 
 
 class _SubPixelConvolution(ModelHook):  # type: ignore[misc]
@@ -228,18 +285,100 @@ def _two_by_two_kernels(kernel: Tensor) -> Tensor:
     return torch.einsum("pik,qjl,ockl->pqocij", add, add, kernel.float()).to(kernel.dtype)
 
 
+def _attention(pipe: Any, undo_stack: ExitStack) -> None:
+    on_gpu = _device_type(pipe) == "cuda"
+    order = attention_order(torch.cuda.get_device_capability() if on_gpu else (0, 0))
+    for block in pipe.unet.modules():
+        if isinstance(block, BasicTransformerBlock):
+            undo_stack.callback(block.attn1.set_processor, block.attn1.processor)
+            block.attn1.set_processor(_OrderedAttention(order))
+
+
+class _OrderedAttention(AttnProcessor2_0):  # type: ignore[misc]
+    """Attention that prefers kernels in a given order."""
+
+    def __init__(self, order: list[SDPBackend]) -> None:
+        super().__init__()
+        self.order = order
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        with sdpa_kernel(self.order, set_priority=True):
+            result: Tensor = super().__call__(*args, **kwargs)
+            return result
+
+
+def _channels_last(pipe: Any, undo_stack: ExitStack) -> None:
+    # Layer by layer: a whole model has weights of 4 and of 5 dimensions, and .to() refuses that.
+    formats = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
+    for part in _parts_that_keep_weights(pipe):
+        for module in part.modules():
+            last = formats.get(type(module))
+            if last and not module.weight.is_contiguous(memory_format=last):
+                _set_layout(module.weight, last)
+                undo_stack.callback(_set_layout, module.weight, torch.contiguous_format)
+
+
+def _set_layout(weight: Tensor, memory_format: torch.memory_format) -> None:
+    weight.data = weight.data.contiguous(memory_format=memory_format)
+
+
 def _compile_unet(pipe: Any, undo_stack: ExitStack) -> None:
-    # dynamic=False: a new size gets its own graph, which is as fast as the first one.
-    pipe.unet.compile(fullgraph=True, dynamic=False)
-    undo_stack.callback(setattr, pipe.unet, "_compiled_call_impl", None)
+    unet = pipe.unet
+    _require_compiler(_device_type(pipe))
+    if _is_streamed(unet):
+        raise Error(
+            "the UNet fetches its weights while it runs, which cannot be part of a graph. Choose "
+            'offload "none" or "model" to compile it.'
+        )
+    is_sliced = any(
+        hook_names(module) & {"svdnb_frames", "svdnb_tokens"}
+        or getattr(module, "_chunk_size", None) is not None
+        for module in unet.modules()
+    )
+    if is_sliced:
+        raise Error(
+            "the UNet's blocks run piece by piece, so the graph would have each of them many times "
+            "and compile for very long. Leave out frames_at_a_time and forward_chunking to compile."
+        )
+    # With model offloading, accelerate moves the weights first, and the graph comes after that.
+    options = GRAPH | {"fullgraph": not hasattr(unet, "_hf_hook")}
+    if "svdnb_halves" in hook_names(unet):  # the graph is that of one half
+        half = unet._diffusers_hook.get_hook("svdnb_halves").fn_ref
+        undo_stack.callback(setattr, half, "original_forward", half.original_forward)
+        half.original_forward = torch.compile(half.original_forward, **options)
+    else:
+        _compile(unet, options, undo_stack)
+
+
+def _compile_decoder(pipe: Any, undo_stack: ExitStack) -> None:
+    decoder = pipe.vae.decoder
+    _require_compiler(_device_type(pipe))
+    if hook_names(decoder) or _is_streamed(decoder):
+        raise Error(
+            "the decoder runs layer by layer, so its graph would be huge. Leave out "
+            "layerwise_decode to compile it."
+        )
+    _compile(decoder, GRAPH, undo_stack)
+
+
+# The default mode; and a new size gets a graph of its own, which is as fast as the first one.
+GRAPH = {"fullgraph": True, "dynamic": False}
+
+
+def _compile(module: nn.Module, options: dict[str, Any], undo_stack: ExitStack) -> None:
+    module.compile(**options)
+    undo_stack.callback(setattr, module, "_compiled_call_impl", None)
 
 
 # In the order in which they are put on.
 SPEED_UPS: dict[str, Callable[[Any, ExitStack], None]] = {
     "one_token": _one_token,
-    "channels_last": _channels_last,
+    "time_2d": _time_2d,
     "sub_pixel": _sub_pixel,
+    "attention": _attention,
+    "channels_last": _channels_last,
     "compile_unet": _compile_unet,
+    "compile_decoder": _compile_decoder,
 }
 
 
@@ -289,6 +428,23 @@ class _GuidedInterval(ModelHook):  # type: ignore[misc]
         output = call(sample, timestep, states, ids, return_dict)
         both = torch.cat([output[0], output[0]])
         return type(output)(both) if return_dict else (both,)
+
+
+@contextmanager
+def _beneath_offloading(pipe: Any, undo_stack: ExitStack) -> Iterator[None]:
+    """Hook a whole part within this block, also if accelerate offloads it.
+
+    accelerate renews its hooks after each video, and would drop one that lies around them.
+    """
+    if not getattr(pipe, "_all_hooks", None):
+        yield
+        return
+    device = pipe._offload_device
+    pipe.remove_all_hooks()
+    undo_stack.callback(pipe.enable_model_cpu_offload, device=device)
+    yield
+    pipe.enable_model_cpu_offload(device=device)
+    undo_stack.callback(pipe.remove_all_hooks)
 
 
 def _step(scheduler: Any) -> int:
