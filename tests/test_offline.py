@@ -38,7 +38,7 @@ def test_the_cable_is_out(cable_out: CableOut) -> None:
     [
         (["animate", "boat", "--steps", "2"], "Saved"),
         (["doctor"], "A video can be made here"),
-        (["fit", "--vram", "24"], "export_to_video(frames"),
+        (["fit", "--checkpoint", "pocket", "--vram", "4"], "export_to_video(frames"),
     ],
     ids=["animate", "doctor", "fit"],
 )

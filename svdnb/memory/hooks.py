@@ -256,7 +256,8 @@ def _is_crossing(one: torch.device, other: torch.device) -> bool:
 def _in_buffers(piece: Tensor) -> tuple[Tensor, ...]:
     """Split a piece along its first dimension that has a length, into parts of BUFFER bytes."""
     dim = next(dim for dim, length in enumerate(piece.shape) if length > 1)
-    return piece.split(max(1, BUFFER * piece.shape[dim] // piece.nbytes), dim)
+    parts: tuple[Tensor, ...] = piece.split(max(1, BUFFER * piece.shape[dim] // piece.nbytes), dim)
+    return parts
 
 
 def _pinned(like: Tensor) -> Tensor:
