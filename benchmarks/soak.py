@@ -124,14 +124,16 @@ def run(soak: Soak, videos: int) -> dict[str, Any]:
         if number % 20 == 0:
             print(f"video {number}: {memory[-1] / 2**20:.0f} MiB", flush=True)
     settled = memory[len(memory) // 4 :]
-    slope = float(np.polyfit(range(len(settled)), settled, 1)[0])
+    (slope, _), covariance = np.polyfit(range(len(settled)), settled, 1, cov=True)
     return {
         "videos": videos,
         "accidents": dict(told),
         "seconds": round(time.monotonic() - start),
         "rss_first_mib": round(memory[0] / 2**20, 1),
         "rss_last_mib": round(memory[-1] / 2**20, 1),
+        "rss_range_mib": [round(edge(settled) / 2**20, 1) for edge in (min, max)],
         "slope_kib_per_video": round(slope / 2**10, 2),
+        "slope_standard_error": round(covariance[0, 0] ** 0.5 / 2**10, 2),
         "slope_from_video": videos - len(settled),
         "open_files": process.num_fds() if hasattr(process, "num_fds") else None,
         "threads": process.num_threads(),
