@@ -104,7 +104,13 @@ class Checkpoint:
                     if isinstance(module, torch.nn.Conv2d):
                         module.to(memory_format=torch.channels_last)
         except Exception as error:
-            raise _why_not_loaded(self, error) from error
+            remedy = "Copy it again from where it came from, or use svdnb.checkpoint('pocket')."
+            if self.path in HUB.values():
+                remedy = (
+                    f"With a connection, run `python -m svdnb prefetch {self.name} --to FOLDER` and"
+                    " set SVDNB_CHECKPOINT=FOLDER. Without one, use svdnb.checkpoint('pocket')."
+                )
+            raise _failure("loaded", self.path, error, remedy) from error
         return pipe
 
 
@@ -285,10 +291,7 @@ def _from_folder(folder: Path) -> Checkpoint:
         index = read_json(folder / "model_index.json")
         kind = index.get("_class_name")
         if kind != "StableVideoDiffusionPipeline":
-            raise Error(
-                f"{folder} holds a {kind}, but svdnb works with a StableVideoDiffusionPipeline. "
-                "Name the folder of a Stable Video Diffusion checkpoint."
-            )
+            raise ValueError(f"it is for a {kind}, not for a StableVideoDiffusionPipeline")
         for part in PARTS:
             library, name = index[part]
             if library not in ("diffusers", "transformers"):  # nobody else's code is run
@@ -300,13 +303,12 @@ def _from_folder(folder: Path) -> Checkpoint:
             else:
                 loader = getattr(importlib.import_module(library), name)
                 loader.from_pretrained(folder / part, local_files_only=True)
+        part = "weights"
         variant = _variant(folder)
         for part, model in models.items():
             _require_weights(model, _files(folder, part, variant))
         part = "unet"
         video = _video_of(models["unet"], models["vae"])
-    except Error:
-        raise
     except Exception as error:  # damaged files make loaders raise anything
         raise _unusable(folder, f"{part}: {first_line(error)}") from error
     return Checkpoint(
@@ -363,13 +365,13 @@ def _variant(folder: Path) -> str | None:
     half = any(_files(folder, part, "fp16") for part in WEIGHTS)
     part = next(part for part in WEIGHTS if not _files(folder, part, "fp16" if half else None))
     if not half and any((folder / part).glob("*.bin")):
-        raise Error(
-            f"{folder} has weights only as pickles ({part}/*.bin), which can run any program when "
-            "they are loaded. Get the checkpoint as safetensors. If you trust this one, convert "
-            "it: from_pretrained(folder, use_safetensors=False).save_pretrained(NEW_FOLDER)"
+        raise ValueError(
+            f"{part}/ has weights only as pickles (*.bin), which can run any program when they are "
+            "loaded; get the checkpoint as safetensors, or if you trust this one, convert it: "
+            "from_pretrained(folder, use_safetensors=False).save_pretrained(NEW_FOLDER)"
         )
     precision = "half precision (*.fp16.safetensors)" if half else "safetensors format"
-    raise _unusable(folder, f"{part}/ has no weights in {precision}")
+    raise ValueError(f"{part}/ has no weights in {precision}")
 
 
 def _require_weights(model: Any, files: list[Path]) -> None:
@@ -387,7 +389,7 @@ def _require_weights(model: Any, files: list[Path]) -> None:
 
 def _unusable(folder: Path, problem: str) -> Error:
     """Tell how to mend a folder that prefetch filled; nothing else is downloaded into it."""
-    what = f"The checkpoint in {folder} is incomplete or damaged: {problem}."
+    what = f"The checkpoint in {folder} cannot be used: {problem}."
     for name, hub_id in HUB.items():
         if _source(folder) == hub_id:
             command = f"python -m svdnb prefetch {name} --to {shlex.quote(str(folder))}"
@@ -398,36 +400,21 @@ def _unusable(folder: Path, problem: str) -> Error:
     )
 
 
-def _why_not_loaded(wanted: Checkpoint, error: Exception) -> Error:
-    """Explain in one sentence why `load` failed, and add the next step."""
-    if is_out_of_memory(error):
-        return out_of_memory("the checkpoint was loaded")
-    if _needs_login(error):
-        return Error(_how_to_log_in(wanted.path))
-    what = f"{wanted.path} could not be loaded ({first_line(error)})."
-    if wanted.path not in HUB.values():
-        what += " Copy it again from where it came from, or use svdnb.checkpoint('pocket')."
-        return Error(what)
-    return Error(
-        f"{what} With a connection, run `python -m svdnb prefetch {wanted.name} --to FOLDER` and "
-        "set SVDNB_CHECKPOINT=FOLDER. Without one, use Pocket SVD: svdnb.checkpoint('pocket')."
-    )
-
-
-def _needs_login(error: BaseException | None) -> bool:
-    """Tell whether the hub refused; to strangers it says that the repository is not found."""
+def _failure(what: str, path: str, error: Exception, remedy: str) -> Error:
+    """Explain in one sentence why a checkpoint was not loaded or downloaded, and what to do."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    while error is not None and not isinstance(error, RepositoryNotFoundError):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _how_to_log_in(hub_id: str) -> str:
-    return (
-        f"The Hugging Face Hub does not give you {hub_id} yet. Accept its licence at "
-        f"https://huggingface.co/{hub_id}, log in with `hf auth login`, and try again."
-    )
+    if is_out_of_memory(error):
+        return out_of_memory(f"the checkpoint was {what}")
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, RepositoryNotFoundError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:  # the hub says this to strangers as well
+        return Error(
+            f"The Hugging Face Hub does not give you {path} yet. Accept its licence at "
+            f"https://huggingface.co/{path}, log in with `hf auth login`, and try again."
+        )
+    return Error(f"{path} could not be {what} ({first_line(error)}). {remedy}")
 
 
 # --- downloading ----------------------------------------------------------------------------------
@@ -473,6 +460,8 @@ def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> None:
     Raises Error if the licence is not accepted, if the folder holds something else, and if the
     download fails or is not a whole checkpoint.
     """
+    from huggingface_hub import snapshot_download
+
     if name not in HUB:
         raise Error(
             f"{name!r} cannot be downloaded. Name 'svd' or 'svd-xt'; Pocket SVD is bundled."
@@ -485,9 +474,17 @@ def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> None:
     if not accepts(LICENCE.format(hub_id=HUB[name])):
         raise Error("You did not accept the licence, so nothing was downloaded.")
     try:
-        _download(HUB[name], folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SOURCE).write_text(f"{HUB[name]}\n", encoding="utf-8")
+        (folder / "Notice").write_text(NOTICE, encoding="utf-8")
+        # Names without wildcards: nothing else is taken from a hub, wherever its name would lead.
+        snapshot_download(HUB[name], local_dir=folder, allow_patterns=list(FILES))
     except Exception as error:
-        raise Error(_why_not_downloaded(HUB[name], error)) from error
+        remedy = (
+            "Check the connection and the folder, then run the command again: files that have "
+            "arrived are kept."
+        )
+        raise _failure("downloaded", HUB[name], error, remedy) from error
     _from_folder(folder)
 
 
@@ -505,25 +502,6 @@ def _source(folder: Path) -> str:
     with suppress(OSError, ValueError):
         return (folder / SOURCE).read_text(encoding="utf-8").strip()
     return ""
-
-
-def _download(hub_id: str, folder: Path) -> None:
-    from huggingface_hub import snapshot_download
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SOURCE).write_text(f"{hub_id}\n", encoding="utf-8")
-    (folder / "Notice").write_text(NOTICE, encoding="utf-8")
-    # Names without wildcards: nothing else is taken from a hub, wherever its name would lead.
-    snapshot_download(hub_id, local_dir=folder, allow_patterns=list(FILES))
-
-
-def _why_not_downloaded(hub_id: str, error: Exception) -> str:
-    if _needs_login(error):
-        return _how_to_log_in(hub_id)
-    return (
-        f"{hub_id} could not be downloaded ({first_line(error)}). Check the connection and the "
-        "folder, then run the command again: files that have arrived are kept."
-    )
 
 
 # --- noise ----------------------------------------------------------------------------------------

@@ -212,10 +212,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
         parts = urlsplit(newurl)
-        if parts.scheme not in ("http", "https"):
-            raise ValueError("it redirects to another protocol")
-        if parts.hostname != self.named and not _is_public(parts.hostname or ""):
-            raise ValueError("it redirects into the local network")
+        is_allowed = parts.hostname == self.named or _is_public(parts.hostname or "")
+        if parts.scheme not in ("http", "https") or not is_allowed:
+            raise ValueError("it redirects into the local network, or to another protocol")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -242,9 +241,7 @@ def _decoded(data: bytes, name: str) -> Image.Image:
             if width * height > MAX_PIXELS and "progressive" not in picture.info:
                 picture.draft(None, (width // 2, height // 2))  # no format but JPEG can do this
             if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{width}x{height} are more than {MAX_PIXELS / 1e6:.0f} megapixels"
-                )
+                raise ValueError(f"{width}x{height}: above {MAX_PIXELS / 1e6:.0f} megapixels")
             picture.load()
     except Exception as error:  # damaged files make decoders raise anything
         raise _unreadable(name, error) from None

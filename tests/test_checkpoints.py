@@ -159,7 +159,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a part of another kind": (lambda f: edit(f / "model_index.json", vae=7), "vae: "),
     "another pipeline": (
         lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"),
-        "holds a FluxPipeline",
+        "it is for a FluxPipeline",
     ),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "scheduler: it has no conf"),
     "scheduler of wrong types": (
@@ -170,7 +170,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f / "unet/config.json", block_out_channels="32", num_frames=[]), "unet: ",
     ),
     "size of wrong types": (
-        lambda f: edit(f / "unet/config.json", sample_size=["a", {}]), "damaged: ",
+        lambda f: edit(f / "unet/config.json", sample_size=["a", {}]), "unet: ",
     ),
     "empty config": (lambda f: (f / "vae/config.json").write_text("{}"), "vae: "),
     "another model's config": (
@@ -190,7 +190,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "weights in another format": (
         lambda f: [p.rename(p.with_suffix(".bin")) for p in f.glob("*/*.safetensors")],
-        "weights only as pickles (unet/*.bin), which can run any program",
+        "unet/ has weights only as pickles (*.bin), which can run any program",
     ),
     "weights cut off": (lambda f: cut(f / UNET), "unet: "),
 }  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_used_is_explained(folder: Path, breakage: str) 
     with pytest.raises(Error, match=re.escape(why)) as caught:
         svdnb.checkpoint(folder)
     assert str(folder) in str(caught.value)
-    assert re.search("prefetch svd-xt --to NEW_FOLDER|Name the folder|Get", str(caught.value))
+    assert "prefetch svd-xt --to NEW_FOLDER" in str(caught.value)
 
 
 def test_an_incomplete_folder_is_completed_with_the_model_it_was_filled_with(
