@@ -26,7 +26,7 @@ def prediction(gib: float) -> Prediction:
     for name, share in shares.items():
         timeline = np.stack([np.full(99, 0.3), 0.1 * wave, 0.6 * wave], axis=1)
         stages[name] = Stage((timeline * share * gib * 2**30).astype(np.int64), 0, 0, 1.0)
-    return Prediction("svd-xt", 25, (1024, 576), MemorySettings(), stages, 0)
+    return Prediction("svd-xt", 25, (1024, 576), MemorySettings(), stages, 0, 0)
 
 
 RESULT = Benchmark(
@@ -127,6 +127,20 @@ def test_words_say_what_is_drawn(name: str) -> None:
     assert words in chart.alt
     assert repr(chart) == chart.alt
     assert ElementTree.fromstring(chart.svg).tag.endswith("svg")
+
+
+@pytest.mark.parametrize("label", [r"$\html{x}$", "$5 or $6"])
+def test_a_dollar_sign_is_no_formula(label: str) -> None:
+    timing = RESULT.timings["plain"]
+    stages, result = {label: TIMES}, Benchmark({label: timing})
+    for chart in (
+        plots.stage_bars(stages),
+        plots.speed_bars(result),
+        plots.memory_bars({label: prediction(7)}),
+        plots.roofline_chart(ROOF, {label: 4.0}),
+        plots.tradeoff({label: (1.0, 40.0)}),
+    ):
+        assert label in chart.alt
 
 
 def test_labels_are_escaped_in_a_page() -> None:

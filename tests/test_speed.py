@@ -248,7 +248,7 @@ def test_one_token_refuses_two_tokens(pipe: Any) -> None:
         cross(torch.ones(1, 5, 32), torch.ones(1, 2, 32))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("frames", [1, 5])
 def test_time_in_2d_is_exact_up_to_the_ends(pipe: Any, frames: int, dtype: torch.dtype) -> None:
     convolution = next(m for m in pipe.vae.modules() if isinstance(m, nn.Conv3d))

@@ -450,7 +450,7 @@ def _beneath_offloading(pipe: Any, undo_stack: ExitStack) -> Iterator[None]:
 def _step(scheduler: Any) -> int:
     """Return the index of the current denoising step."""
     if torch.compiler.is_compiling():
-        raise Error(
+        raise RuntimeError(  # one that the compiler can repeat
             "A UNet that skips work at some steps cannot be one graph. Take the approximation off "
             "with svdnb.undo(pipe), or do not compile."
         )
