@@ -280,12 +280,12 @@ def test_nan_in_half_precision_names_other_dtypes(
 ) -> None:
     frames = np.full((4, 64, 64, 3), np.nan, np.float32)
     monkeypatch.setattr(type(pipe), "__call__", lambda *_, **__: SimpleNamespace(frames=[frames]))
-    pipe.unet.to(torch.float16)
+    pipe.to(torch.float16)
     try:
         with pytest.raises(svdnb.Error, match=r"float16.*dtype=torch\.bfloat16"):
             make()
     finally:
-        pipe.unet.to(torch.float32)
+        pipe.to(torch.float32)
 
 
 # --- making a video again -------------------------------------------------------------------------
