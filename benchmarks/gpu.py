@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
 NEEDED = ("torch", "diffusers", "transformers", "accelerate", "lazy_loader", "psutil", "PIL")
 GIB = 2**30
 
@@ -43,13 +42,19 @@ def main(arguments: list[str] | None = None) -> int:
             if left <= 0:
                 break
             file = options.output / f"{job}-{Path(checkpoint).name}.json"
-            command = [str(HERE / f"{job}.py"), "--checkpoint", checkpoint, "--output", str(file)]
-            command += ["--minutes", f"{left:.3f}"]
+            command = [
+                "--checkpoint",
+                checkpoint,
+                "--output",
+                str(file),
+                "--minutes",
+                f"{left:.3f}",
+            ]
             if job == "speed":
                 command += ["--rounds", str(options.rounds)]
                 command += ["--steps", str(options.steps)] if options.steps else []
             command += ["--only", *options.only] if options.only else []
-            subprocess.run([sys.executable, *command], check=False)
+            import_module(job).main(command)
     print("\n".join(summary(options.output)))
     return 0
 

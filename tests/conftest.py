@@ -45,6 +45,8 @@ def miniature_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pocket_pipe() -> Any:
     """Pocket SVD, loaded once. Undo whatever you put on it."""
+    import torch
+
     import svdnb
 
-    return svdnb.checkpoint("pocket").load()
+    return svdnb.checkpoint("pocket", torch.float32).load()  # the same on every processor
