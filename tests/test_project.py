@@ -274,15 +274,6 @@ def test_the_architecture_names_every_module_and_the_layers() -> None:
     assert "\n".join(contract["layers"]).replace(" |", ",") in text
 
 
-def test_the_minutes_of_the_notebooks_are_those_on_record() -> None:
-    record = ROOT / "benchmarks" / "results" / "notebooks-cpu.json"
-    rows = json.loads(record.read_text(encoding="utf-8"))["notebooks"]
-    assert sorted(rows) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-    for name, row in rows.items():
-        (line,) = re.findall(rf"^\|.*notebooks/{name}\.ipynb.*$", README, re.MULTILINE)
-        assert line.endswith(f"| {row['seconds'] / 60:.1f} min |")
-
-
 def test_links_within_the_repository_lead_somewhere() -> None:
     here = rf"^{PROJECT['urls']['Repository']}/(?:blob|tree)/main/"
     lost = []
