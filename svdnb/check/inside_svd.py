@@ -107,7 +107,7 @@ def aims(target: Callable[..., Tensor]) -> None:
     print(f"[OK] With this v the estimate is exact, at {len(NOISE_LEVELS)} noise levels.")
 
 
-@exercise("Exercise 3: a better step (hard, 20 minutes)")
+@exercise("Exercise 3: Heun's step (hard, 20 minutes)")
 def corrects(heun: Callable[..., Tensor]) -> None:
     """Check that `heun(denoise, latents, sigma, next_sigma)` makes a step of Heun's method."""
     require_function(heun)
