@@ -171,7 +171,7 @@ def checkpoint_of(pipe: StableVideoDiffusionPipeline) -> Checkpoint:
     names = {str(POCKET): "pocket"} | {hub_id: name for name, hub_id in HUB.items()}
     if path in names or Path(path).is_dir():
         with suppress(Error):  # the folder may have changed since the pipeline was loaded
-            return checkpoint(names.get(path, path))
+            return replace(_find(names.get(path, path)), dtype=pipe.unet.dtype)
     return Checkpoint(
         name="",
         path="",

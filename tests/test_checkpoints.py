@@ -104,7 +104,7 @@ def test_the_name_finds_the_checkpoint_again(
 
 
 def test_a_pipeline_knows_its_checkpoint(pocket_pipe: Any, folder: Path) -> None:
-    assert checkpoint_of(pocket_pipe) == svdnb.checkpoint("pocket")
+    assert checkpoint_of(pocket_pipe) == svdnb.checkpoint("pocket", torch.float32)
     pipe = svdnb.checkpoint(folder).load()
     assert checkpoint_of(pipe) == svdnb.checkpoint(folder)
     pipe.register_to_config(_name_or_path=HUB["svd-xt"])
