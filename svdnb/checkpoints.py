@@ -123,8 +123,9 @@ def checkpoint(
     """Find a checkpoint: "auto", "pocket", "svd", "svd-xt", or a folder in diffusers' layout.
 
     "auto" takes what the environment variable SVDNB_CHECKPOINT names; if it is not set, SVD-XT on
-    a CUDA GPU with at least 11 GiB, and Pocket SVD elsewhere. By default dtype is float16 on a
-    GPU, bfloat16 on a CPU with a unit for its matrix products (Intel AMX), and float32 elsewhere.
+    a CUDA GPU with at least 11 GiB, and Pocket SVD elsewhere. By default dtype is what the
+    environment variable SVDNB_DTYPE names; if it is not set, float16 on a GPU, bfloat16 on a CPU
+    with a unit for its matrix products (Intel AMX), and float32 elsewhere.
 
     Raises Error for an unknown name, for a folder that is missing, incomplete, or holds another
     kind of model, and for a dtype that this GPU only emulates.
@@ -132,6 +133,11 @@ def checkpoint(
     import torch
 
     found = _find(name)
+    wanted = os.environ.get("SVDNB_DTYPE")
+    if dtype is None and wanted:
+        if wanted not in ("float32", "float16", "bfloat16"):
+            raise Error(f"SVDNB_DTYPE is {wanted!r}. Set it to float32, float16 or bfloat16.")
+        dtype = getattr(torch, wanted)
     if dtype is None:
         return found
     if found.device == "cuda" and dtype == torch.bfloat16 and not has_bfloat16("cuda"):

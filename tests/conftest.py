@@ -30,6 +30,12 @@ def _own_predictions() -> Iterator[None]:
         del os.environ["SVDNB_CACHE"]
 
 
+@pytest.fixture(autouse=True)
+def _default_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make test` sets one precision for the notebooks; tests check how it is chosen."""
+    monkeypatch.delenv("SVDNB_DTYPE", raising=False)
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with launch_chromium() as browser:

@@ -382,6 +382,15 @@ def test_a_cpu_with_the_unit_computes_in_half_precision(
     assert weight.is_contiguous(memory_format=torch.channels_last) == has_unit
 
 
+def test_a_learner_names_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SVDNB_DTYPE", "float16")
+    assert svdnb.checkpoint("pocket").dtype == torch.float16
+    assert svdnb.checkpoint("pocket", dtype=torch.float32).dtype == torch.float32
+    monkeypatch.setenv("SVDNB_DTYPE", "half")
+    with pytest.raises(svdnb.Error, match=r"SVDNB_DTYPE is 'half'. Set it to float32"):
+        svdnb.checkpoint("pocket")
+
+
 @pytest.mark.parametrize(("card", "allowed"), [("T4", False), ("RTX 4090", True)])
 def test_a_card_that_emulates_bfloat16_is_not_asked_for_it(
     card: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
