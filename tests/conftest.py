@@ -36,6 +36,16 @@ def _default_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SVDNB_DTYPE", raising=False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _same_precision() -> Iterator[None]:
+    """Compute in float32 also on a processor that has a unit for bfloat16."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with launch_chromium() as browser:
@@ -51,8 +61,6 @@ def miniature_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pocket_pipe() -> Any:
     """Pocket SVD, loaded once. Undo whatever you put on it."""
-    import torch
-
     import svdnb
 
-    return svdnb.checkpoint("pocket", torch.float32).load()  # the same on every processor
+    return svdnb.checkpoint("pocket").load()
