@@ -21,9 +21,10 @@ from svdnb.patches import hook, hook_names, refuse_compiled, replacing, stack
 if TYPE_CHECKING:
     from diffusers import StableVideoDiffusionPipeline
 
-# The fastest set on a CPU that benchmarks/speed.py has measured; on a GPU an estimate. It has no
-# CUDA graphs: a step of SVD keeps the GPU busy for so long that they gain nothing, and their memory
-# pools cost GiB. And it has no "channels_last": there the compiler chooses the layout itself.
+# On a CPU the set that benchmarks/speed.py found fastest, with "time_2d", which it has not timed
+# yet; on a GPU an estimate. That one has no CUDA graphs: a step of SVD keeps the GPU busy for so
+# long that they gain nothing, and their memory pools cost GiB. And it has no "channels_last": there
+# the compiler chooses the layout itself.
 BEST = {
     "cpu": ("one_token", "time_2d", "sub_pixel", "channels_last", "compile_unet"),
     "cuda": ("one_token", "time_2d", "sub_pixel", "attention", "compile_unet", "compile_decoder"),
