@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import ctypes
 import dis
 import math
 import threading
@@ -99,32 +99,32 @@ def _is_open(answer: object) -> bool:
     return all(name.startswith(idle) for name, _ in steps) and (... in named or named == [None])
 
 
+class _Late(BaseException):
+    """A check took too long."""
+
+
 @contextmanager
 def _time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise NotYet in the main thread after so many seconds, as Ctrl+C would interrupt it."""
-    if seconds is None or threading.current_thread() is not threading.main_thread():
+    """Raise NotYet after so many seconds, between two steps of the Python code that runs."""
+    if seconds is None:
         yield
         return
-    late = threading.Event()
-
-    def interrupt() -> None:
-        late.set()
-        _thread.interrupt_main()
-
-    timer = threading.Timer(seconds, interrupt)
+    thread = ctypes.c_ulong(threading.get_ident())
+    # Not _thread.interrupt_main, which does nothing in a process that ignores Ctrl+C.
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    timer = threading.Timer(seconds, raise_in, (thread, ctypes.py_object(_Late)))
     timer.daemon = True
     timer.start()
     try:
         yield
-    except KeyboardInterrupt:
-        expect(
-            not late.is_set(),
+    except _Late:
+        raise NotYet(
             f"This answer is not done after {seconds:g} seconds.",
             "Is there a loop that never ends?",
-        )
-        raise
+        ) from None
     finally:
         timer.cancel()
+        raise_in(thread, None)  # in case that it is on its way
 
 
 def _unusable(error: BaseException, answers: Sequence[object]) -> NotYet:
