@@ -58,7 +58,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, free: float, total: float) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: memory)
 
 
-REFUSED = PermissionError(13, "Permission denied", "/home/me")
+REFUSED = PermissionError(13, "Permission denied", "/a/home")
 TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = {
     "no torch": (
         lambda m: without(m, "torch"),
@@ -66,7 +66,7 @@ TROUBLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], str, str, str]] = 
     ),
     "unreadable home": (
         lambda m: m.setattr(shutil, "disk_usage", MagicMock(side_effect=REFUSED)),
-        "FAIL", "disk cannot be used", "access to /home/me",
+        "FAIL", "disk cannot be used", "access to /a/home",
     ),
     "torch without CUDA beside a GPU": (
         lambda m: m.setattr(shutil, "which", lambda name: f"bin/{name}"),
