@@ -33,6 +33,7 @@ include_patterns = [
 exclude_patterns = [".*", "build", "runs", "wheelhouse"]
 
 extensions = ["myst_nb"]
+suppress_warnings = ["misc.highlighting_failure"]  # cells with "!": commands for a shell
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "executed" / hashlib.sha256(PACKAGE).hexdigest()[:8])
