@@ -90,7 +90,7 @@ def offer(index: Path, name: str, version: str) -> None:
         archive.writestr(f"{info}/RECORD", f"{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
 
 
-@pytest.mark.parametrize("torch", ["2.5.1", "2.99.0+cu150"], ids=["older", "newer"])
+@pytest.mark.parametrize("torch", ["2.6.0", "2.99.0+cu150"], ids=["older", "newer"])
 def test_on_colab_torch_and_numpy_stay_and_what_is_missing_is_installed(
     colab: Path, wheel: Path, tmp_path: Path, torch: str
 ) -> None:
