@@ -28,10 +28,8 @@ PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 # Two workers with one thread each are faster than one worker with two threads. OpenMP threads that
 # wait by spinning can slow down a busy machine by a factor of seventy. Tests use the bundled
-# checkpoint without a network, in the same precision on every processor; predictions and compiled
-# graphs are kept for the next run.
+# checkpoint without a network; predictions and compiled graphs are kept for the next run.
 TESTING := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 SVDNB_CHECKPOINT=pocket \
-  SVDNB_DTYPE=float32 \
   SVDNB_CACHE="$(CURDIR)/build/predictions" TORCHINDUCTOR_CACHE_DIR="$(CURDIR)/build/compiled" \
   PYTHONPATH="$(CURDIR)/tests/support/cable_out"
 

@@ -15,6 +15,7 @@ from support.browser import launch_chromium
 # Before torch is imported: OpenMP reads its settings once.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["SVDNB_DTYPE"] = "float32"  # also on a processor that has a unit for bfloat16
 os.environ.pop("SVDNB_CHECKPOINT", None)
 
 
@@ -28,22 +29,6 @@ def _own_predictions() -> Iterator[None]:
         os.environ["SVDNB_CACHE"] = folder
         yield
         del os.environ["SVDNB_CACHE"]
-
-
-@pytest.fixture(autouse=True)
-def _default_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make test` sets one precision for the notebooks; tests check how it is chosen."""
-    monkeypatch.delenv("SVDNB_DTYPE", raising=False)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _same_precision() -> Iterator[None]:
-    """Compute in float32 also on a processor that has a unit for bfloat16."""
-    import torch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Pretend that there is a GPU with this many GiB, or none."""
 
     def pretend(gib: float) -> None:
+        if gib:
+            monkeypatch.delenv("SVDNB_DTYPE", raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gib > 0)
         monkeypatch.setattr(checkpoints, "_gpu_memory", lambda: int(gib * 2**30))
 

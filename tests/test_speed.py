@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
+from diffusers import StableVideoDiffusionPipeline
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
@@ -374,6 +374,7 @@ def test_the_card_chooses_the_attention(
 def test_a_cpu_with_the_unit_computes_in_half_precision(
     has_unit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("SVDNB_DTYPE")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_unit)
     found = svdnb.checkpoint("pocket")
     assert found.dtype == (torch.bfloat16 if has_unit else torch.float32)
@@ -395,6 +396,7 @@ def test_a_learner_names_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_card_that_emulates_bfloat16_is_not_asked_for_it(
     card: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("SVDNB_DTYPE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: CARDS[card])
     assert svdnb.checkpoint("svd-xt").dtype == torch.float16
@@ -412,16 +414,10 @@ def test_a_card_that_emulates_bfloat16_is_not_asked_for_it(
 def small(loaded: Any) -> Iterator[Any]:
     """The pipeline with the smallest UNet, because capturing takes a while."""
     torch.manual_seed(0)
-    unet = UNetSpatioTemporalConditionModel(
+    unet = miniature.unet(
         block_out_channels=(32,),
         down_block_types=("CrossAttnDownBlockSpatioTemporal",),
         up_block_types=("CrossAttnUpBlockSpatioTemporal",),
-        num_attention_heads=2,
-        cross_attention_dim=32,
-        addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=96,
-        layers_per_block=1,
-        transformer_layers_per_block=1,
         num_frames=2,
     )
     pipe = StableVideoDiffusionPipeline(**{**loaded.components, "unet": unet.eval()})

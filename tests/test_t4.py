@@ -31,6 +31,7 @@ HOST = int(12.7e9)
 def card(monkeypatch: pytest.MonkeyPatch) -> Any:
     def use(memory: int) -> None:
         properties = SimpleNamespace(total_memory=memory)
+        monkeypatch.delenv("SVDNB_DTYPE", raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))

@@ -6,6 +6,7 @@ It generates noise within a second, for tests of everything around the model.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 FILES = {
     "model_index.json",
@@ -22,6 +23,25 @@ SIZE = (64, 64)
 FRAMES = 4
 
 
+def unet(**changes: Any) -> Any:
+    """Build a UNet of two levels; changes replace parts of its configuration."""
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    config = {
+        "sample_size": (SIZE[1] // 2, SIZE[0] // 2),
+        "block_out_channels": (32, 32),
+        "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        "num_attention_heads": 2,
+        "cross_attention_dim": 32,
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 96,
+        "layers_per_block": 1,
+        "num_frames": FRAMES,
+    }
+    return UNetSpatioTemporalConditionModel(**config | changes)
+
+
 def build(folder: Path, seed: int = 0) -> Path:
     """Save the pipeline in half precision, and return its folder."""
     import torch
@@ -29,24 +49,12 @@ def build(folder: Path, seed: int = 0) -> Path:
         AutoencoderKLTemporalDecoder,
         EulerDiscreteScheduler,
         StableVideoDiffusionPipeline,
-        UNetSpatioTemporalConditionModel,
     )
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        unet = UNetSpatioTemporalConditionModel(
-            sample_size=(SIZE[1] // 2, SIZE[0] // 2),
-            block_out_channels=(32, 32),
-            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-            num_attention_heads=2,
-            cross_attention_dim=32,
-            addition_time_embed_dim=32,
-            projection_class_embeddings_input_dim=96,
-            layers_per_block=1,
-            num_frames=FRAMES,
-        )
+        denoiser = unet()
         vae = AutoencoderKLTemporalDecoder(
             block_out_channels=(32, 32),
             down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
@@ -66,7 +74,7 @@ def build(folder: Path, seed: int = 0) -> Path:
     pipe = StableVideoDiffusionPipeline(
         vae=vae,
         image_encoder=image_encoder,
-        unet=unet,
+        unet=denoiser,
         scheduler=EulerDiscreteScheduler(
             prediction_type="v_prediction",
             timestep_type="continuous",
