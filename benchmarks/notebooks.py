@@ -1,7 +1,7 @@
 """Time the notebooks with Pocket SVD on this machine, each as if no notebook had run before.
 
-    python benchmarks/notebooks.py          # all of them, into benchmarks/results; about 20 minutes
-    python benchmarks/notebooks.py 01 05    # these; the others keep their times
+python benchmarks/notebooks.py          # all of them, into benchmarks/results; about 20 minutes
+python benchmarks/notebooks.py 01 05    # these; the others keep their times
 """
 
 from __future__ import annotations

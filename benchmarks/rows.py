@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,9 +18,9 @@ import torch
 import svdnb
 from svdnb.checkpoints import HUB, POCKET
 from svdnb.memory.predict import build, full_size_configs
+from svdnb.pocket.learner import processor
 
 RESULTS = Path(__file__).parent / "results"
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def collect(
@@ -116,14 +114,11 @@ def load(name: str, dtype: torch.dtype | None = None) -> Any:
 def machine() -> dict[str, Any]:
     """Describe the hardware and the versions."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-    text = ""
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    name = re.search(r"model name\s*:\s*(.+)", text)
+    name, instruction_sets = processor()
     return {
         "gpu": gpu,
-        "cpu": name[1] if name else platform.processor() or platform.machine(),
-        "instruction_sets": [flag for flag in INSTRUCTION_SETS if flag in text.split()],
+        "cpu": name,
+        "instruction_sets": instruction_sets,
         "threads": torch.get_num_threads(),
         "slug": gpu.lower().replace(" ", "-"),
         "versions": {p: _version(p) for p in ("torch", "diffusers", "transformers", "accelerate")},

@@ -169,7 +169,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def fit(options: argparse.Namespace) -> int:
-    """Print the fastest settings that fit a GPU, what each of them saves, and code to paste."""
+    """Print the fastest settings that fit a GPU, what they need, and code to paste."""
     if (options.width is None) != (options.height is None):
         return _complain("--width and --height go together: give both, or none.", USAGE)
     _say("Running the model without weights: up to a minute the first time.", file=sys.stderr)

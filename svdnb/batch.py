@@ -179,6 +179,7 @@ class Batch:
     ) -> None:
         self.jobs, self.checkpoint, self.rank = jobs, checkpoint, rank
         self.failed: dict[Job, str] = {}
+        self._settled: set[Job] = set()
         self._pipe: StableVideoDiffusionPipeline | None = None
         self._made = self._in_a_row = 0
         self._start = self._end = self._in_pipeline = 0.0
@@ -240,21 +241,32 @@ class Batch:
 
     def _is_settled(self, job: Job) -> bool:
         """Tell whether the video is there, as wanted, or failed since this run began."""
+        if job in self._settled:  # both the bar and the loop ask, and looking starts ffmpeg
+            return True
+        if self._has_failed(job) or self._is_made(job):
+            self._settled.add(job)
+            return True
+        return False
+
+    def _has_failed(self, job: Job) -> bool:
         with suppress(OSError):
             if self._old.get(job.note) != job.note.stat().st_mtime_ns:
                 self.failed[job] = job.note.read_text(encoding="utf-8").strip()
                 return True
-        return job.video.is_file() and not self._changes(job) and not _is_newer(job)
+        return False
 
-    def _changes(self, job: Job, pixels: str = "") -> str:
-        """Say in what the video that is there differs from the one that is wanted."""
+    def _is_made(self, job: Job) -> bool:
+        if not job.video.is_file() or _is_newer(job):
+            return False
         kept = settings_of(job.video)
-        if kept is None:
-            return "svdnb did not make it"
+        return kept is not None and not self._changes(job, kept)
+
+    def _changes(self, job: Job, kept: dict[str, Any], pixels: str = "") -> str:
+        """Say in what a video with these settings differs from the one that is wanted."""
         wanted = asdict(job.settings) | ({"pixels": pixels} if pixels else {})
         here = {"picture": job.picture, "checkpoint": self.checkpoint.name}
         wanted |= {name: Path(value).name for name, value in here.items()}
-        kept |= {name: Path(str(kept.get(name))).name for name in here}
+        kept = kept | {name: Path(str(kept.get(name))).name for name in here}
         return ", ".join(
             f"{name} was {kept.get(name)}, is {value}"
             for name, value in wanted.items()
@@ -269,9 +281,10 @@ class Batch:
             image = load_image(job.picture, (job.settings.width, job.settings.height))
             made = recipe(job.settings, self.checkpoint, image, job.picture)
             if os.path.lexists(job.video):
-                if not job.video.is_file() or settings_of(job.video) is None:
+                there = settings_of(job.video) if job.video.is_file() else None
+                if there is None:
                     raise Error(f"{job.video} is in the way: svdnb did not make it. Move it away.")
-                changes = self._changes(job, made["pixels"])
+                changes = self._changes(job, there, made["pixels"])
                 if not changes:
                     os.utime(job.video)  # its picture was newer, but shows the same
                     return None
@@ -323,7 +336,7 @@ class Batch:
         """Show one bar for all processes: it counts what is in the output folder."""
         from tqdm import tqdm
 
-        settled: set[Job] = set()
+        shown: set[Job] = set()
         bar, pause, is_last = None, 0.0, False
         while not is_last:
             is_last = is_over.wait(pause)
@@ -332,13 +345,13 @@ class Batch:
                 there = _listing(self.jobs)
                 for job in self.jobs:
                     is_there = str(job.video) in there or str(job.note) in there
-                    if is_there and job not in settled and self._is_settled(job):
-                        settled.add(job)
+                    if is_there and job not in shown and self._is_settled(job):
+                        shown.add(job)
             if bar is None:
                 every = 0.5 if sys.stderr.isatty() else 60  # seconds between the lines of a log
                 total = len(self.jobs)
-                bar = tqdm(total=total, initial=len(settled), unit="video", mininterval=every)
-            bar.update(len(settled) - bar.n)
+                bar = tqdm(total=total, initial=len(shown), unit="video", mininterval=every)
+            bar.update(len(shown) - bar.n)
             pause = max(WAIT_S, 20 * (time.monotonic() - start))
         if bar is not None:
             bar.close()

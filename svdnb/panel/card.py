@@ -94,10 +94,14 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def code(self, output: str = "video.mp4") -> str:
         """Store the picture, and return a diffusers program that makes this video again."""
+        self._store_picture()
+        return program(self.video.recipe, self._folder, output)
+
+    def _store_picture(self) -> None:
+        """Store the picture, if it is no example, for programs that make the video again."""
         if not self.video.start.is_example:
             self._folder.mkdir(parents=True, exist_ok=True)
             self.video.start.picture.save(self._folder / self.video.recipe["picture"])
-        return program(self.video.recipe, self._folder, output)
 
     def _button(self, text: str, action: Callable[[], None] | None = None) -> Any:
         return button(text, (lambda _: self._try(action)) if action else None, self.label)
@@ -116,7 +120,7 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self._folder / f"{source}-bucket{settings.motion_bucket_id}-fps{settings.fps}"
             f"-noise{settings.noise_aug_strength:g}-seed{settings.seed}.mp4"
         )
-        self.code()
+        self._store_picture()
         self.video.clip.write(target)
         data = data_uri("video/mp4", self.video.clip.mp4)
         self.message.value = line(

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from svdnb.speed.optimize import convolve_time
+
 
 def world() -> tuple[int, int]:
     """Return (rank, number of processes) as torchrun set them; (0, 1) without torchrun."""
@@ -30,16 +32,23 @@ def compute_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if has_unit else torch.float32
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-    """The processor, what it can do, and the versions that a run depends on."""
+def processor() -> tuple[str, list[str]]:
+    """Return the processor's name, and its instruction sets for vectors and matrices."""
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.exists() else ""
     name = re.search(r"model name\s*:\s*(.+)", text)
+    flags = text.split()
+    return name[1] if name else platform.machine(), [flag for flag in wanted if flag in flags]
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Describe the processor, what it can do, and the versions that a run depends on."""
+    name, instruction_sets = processor()
     return {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "processor": name[1] if name else platform.machine(),
-        "instruction_sets": [flag for flag in wanted if flag in text.split()],
+        "processor": name,
+        "instruction_sets": instruction_sets,
         "dtype": str(compute_dtype(device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "processes": world()[1],
@@ -69,16 +78,9 @@ def compute_input(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def convolve_time_in_2d(model: nn.Module) -> None:
     """Compute (3, 1, 1) convolutions as 2-d ones over (time, pixels): the same sums, faster."""
-
-    def forward(conv: nn.Conv3d, x: Tensor) -> Tensor:
-        kernel = conv.weight.squeeze(-1)
-        padding = (int(conv.padding[0]), 0)
-        flat = nn.functional.conv2d(x.flatten(3), kernel, conv.bias, padding=padding)
-        return flat.unflatten(3, x.shape[3:])
-
     for module in model.modules():
         if isinstance(module, nn.Conv3d) and module.kernel_size[1:] == (1, 1):
-            module.forward = functools.partial(forward, module)
+            module.forward = functools.partial(convolve_time, module)
 
 
 class Learner:

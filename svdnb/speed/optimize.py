@@ -218,22 +218,27 @@ def _time_2d(pipe: Any, undo_stack: ExitStack) -> None:
 
 
 class _TimeConvolution(ModelHook):  # type: ignore[misc]
-    """Runs a (3, 1, 1) convolution on pictures of (time, pixels): a (3, 1) convolution.
+    """Runs a (3, 1, 1) convolution as `convolve_time` does."""
+
+    def new_forward(self, module: Any, x: Tensor) -> Tensor:
+        return convolve_time(module, x)
+
+
+def convolve_time(module: Any, x: Tensor) -> Tensor:
+    """Run a (3, 1, 1) convolution on pictures of (time, pixels): a (3, 1) convolution.
 
     The sums are the same. Two-dimensional kernels are faster on a CPU, and on a GPU some versions
     of PyTorch have no fast (3, 1, 1) kernel for half precision. With channels last, the pictures
     are a view.
     """
-
-    def new_forward(self, module: Any, x: Tensor) -> Tensor:
-        flat = F.conv2d(
-            x.flatten(3),
-            module.weight[..., 0],
-            module.bias,
-            padding=(module.padding[0], 0),
-            stride=(module.stride[0], 1),
-        )
-        return flat.unflatten(3, x.shape[3:])
+    flat = F.conv2d(
+        x.flatten(3),
+        module.weight[..., 0],
+        module.bias,
+        padding=(module.padding[0], 0),
+        stride=(module.stride[0], 1),
+    )
+    return flat.unflatten(3, x.shape[3:])
 
 
 def _sub_pixel(pipe: Any, undo_stack: ExitStack) -> None:
