@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
+import _thread
 import dis
 import math
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,32 +100,35 @@ def _is_open(answer: object) -> bool:
     return all(name.startswith(idle) for name, _ in steps) and (... in named or named == [None])
 
 
-class _Late(BaseException):
-    """A check took too long."""
-
-
 @contextmanager
 def _time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise NotYet after so many seconds, between two steps of the Python code that runs."""
-    if seconds is None:
+    """Raise NotYet in the main thread after so many seconds, as Ctrl+C would interrupt it."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    thread = ctypes.c_ulong(threading.get_ident())
-    # Not _thread.interrupt_main, which does nothing in a process that ignores Ctrl+C.
-    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    timer = threading.Timer(seconds, raise_in, (thread, ctypes.py_object(_Late)))
+    late = threading.Event()
+
+    def interrupt() -> None:
+        late.set()
+        _thread.interrupt_main()
+
+    timer = threading.Timer(seconds, interrupt)
     timer.daemon = True
+    # A process in the background ignores Ctrl+C, and this interrupt with it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         yield
-    except _Late:
-        raise NotYet(
+    except KeyboardInterrupt:
+        expect(
+            not late.is_set(),
             f"This answer is not done after {seconds:g} seconds.",
             "Is there a loop that never ends?",
-        ) from None
+        )
+        raise
     finally:
         timer.cancel()
-        raise_in(thread, None)  # in case that it is on its way
+        signal.signal(signal.SIGINT, before)
 
 
 def _unusable(error: BaseException, answers: Sequence[object]) -> NotYet:
