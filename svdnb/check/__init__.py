@@ -26,3 +26,6 @@ from .micro_conditioning import mystery as mystery
 from .torch_compile import counts as counts
 from .torch_compile import pays_off as pays_off
 from .torch_compile import races as races
+from .train_your_own import hides as hides
+from .train_your_own import levels as levels
+from .train_your_own import moves as moves
