@@ -263,6 +263,17 @@ def test_an_unusable_size_is_explained(size: Any) -> None:
 
 # --- what is not a picture ------------------------------------------------------------------------
 
+def test_a_file_over_the_limit_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "scan.png"
+    path.write_bytes(encoded(quarters(200, 200)) + bytes(2**20))
+    assert load_image(path, SIZE).size == SIZE
+    monkeypatch.setattr(images, "MAX_BYTES", 2**20)
+    with pytest.raises(Error, match=r"scan\.png is larger than 1 MiB. Pass a smaller picture"):
+        load_image(path, SIZE)
+
+
 CUT_OFF = encoded(quarters(200, 200), "JPEG")[:900]
 
 

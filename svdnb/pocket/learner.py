@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from svdnb.checkpoints import has_bfloat16
 from svdnb.speed.optimize import convolve_time
 
 
@@ -27,7 +28,7 @@ def world() -> tuple[int, int]:
 def compute_dtype(device: str) -> torch.dtype:
     """bfloat16 on GPUs that have it and on CPUs with AMX or AVX512-BF16, float32 elsewhere."""
     if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if has_bfloat16("cuda") else torch.float32
     has_unit = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if has_unit else torch.float32
 
