@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -38,9 +39,10 @@ def previewing(pipe: StableVideoDiffusionPipeline, picture: Image.Image) -> Iter
 
 
 class Preview:
-    """Turn latents into small pictures with one linear map from latent channels to RGB.
+    """Turn latents into small pictures with one linear map from a cell's channels to its colours.
 
-    The map is fitted to the picture that the video starts from, whose latents and colours are both
+    A cell is drawn as 1x1 pixel from SVD's 4 channels, and as 2x2 from the 16 of Pocket SVD. The
+    map is fitted to the picture that the video starts from, whose latents and colours are both
     known. Decoding would show more, and would take about a thousand times as long.
     """
 
@@ -53,9 +55,13 @@ class Preview:
     def learn(self, latents: Tensor) -> None:
         """Fit the map to the picture's latents (channels, height, width)."""
         channels, height, width = latents.shape
-        small = self._picture.convert("RGB").resize((width, height), Image.Resampling.BOX)
+        side = _side(channels)
+        small = self._picture.convert("RGB").resize(
+            (width * side, height * side), Image.Resampling.BOX
+        )
         inputs = _rows(latents)
-        colours = np.asarray(small, np.float64).reshape(-1, 3)
+        cells = np.asarray(small, np.float64).reshape(height, side, width, side, 3)
+        colours = cells.transpose(0, 2, 1, 3, 4).reshape(height * width, -1)
         # A picture of one colour says little: a small ridge keeps the map's numbers small.
         ridge = 1e-3 * len(inputs) * np.diag([1.0] * channels + [0.0])
         self._map = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ colours)
@@ -84,9 +90,16 @@ def expected(before: Tensor, after: Tensor, high: float, low: float) -> Tensor:
 
 
 def _draw(latents: Tensor, to_rgb: NDArray[np.float64]) -> Image.Image:
-    height, width = latents.shape[-2:]
-    pixels = np.nan_to_num(_rows(latents) @ to_rgb).clip(0, 255).round()
-    return Image.fromarray(pixels.reshape(height, width, 3).astype(np.uint8))
+    channels, height, width = latents.shape
+    side = _side(channels)
+    colours = np.nan_to_num(_rows(latents) @ to_rgb).clip(0, 255).round().astype(np.uint8)
+    cells = colours.reshape(height, width, side, side, 3).transpose(0, 2, 1, 3, 4)
+    return Image.fromarray(cells.reshape(height * side, width * side, 3))
+
+
+def _side(channels: int) -> int:
+    """Pixels in each direction that a cell's channels can tell, with three colours a pixel."""
+    return math.isqrt(channels // 3)
 
 
 def _rows(latents: Tensor) -> NDArray[np.float64]:
