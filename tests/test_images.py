@@ -263,6 +263,7 @@ def test_an_unusable_size_is_explained(size: Any) -> None:
 
 # --- what is not a picture ------------------------------------------------------------------------
 
+
 def test_a_file_over_the_limit_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
