@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -310,3 +311,16 @@ def test_no_path_of_one_machine_and_no_registry_is_named() -> None:
             for match in re.finditer(f"{machine}|{registry}", content.decode("utf-8")):
                 found.append(f"{path.relative_to(ROOT)}: {match[0]}")
     assert not found
+
+
+def test_the_minutes_of_the_notebooks_are_those_that_were_measured() -> None:
+    results = json.loads((ROOT / "benchmarks/results/notebooks-cpu.json").read_text("utf-8"))
+    told = re.findall(r"\(notebooks/(0\w+)\.ipynb\).*?\)\) \| (\d+) \|", README)
+    assert dict(told) == {
+        name: str(max(1, round(row["seconds"] / 60))) for name, row in results["notebooks"].items()
+    }
+    for name, minutes in told:
+        first = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text("utf-8"))["cells"][0]
+        said = re.search(r"(?:under|about) (\d+|a) minute", "".join(first["source"]))
+        assert said, name
+        assert int(said[1].replace("a", "1")) >= int(minutes), name
