@@ -311,7 +311,7 @@ def test_less_memory_is_never_faster_and_the_video_always_fits() -> None:
         1000: {},
         120: {"layerwise_decode": "gpu"},
         80: {"offload": "model", "layerwise_decode": "gpu"},
-        45: None,
+        50: None,
     }
     minutes = []
     for mib, settings in expected.items():
