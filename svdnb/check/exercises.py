@@ -7,19 +7,17 @@ import dis
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from types import FunctionType
-from typing import ParamSpec, TypeAlias
+from typing import Any, ParamSpec
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from svdnb.errors import Error, first_line
 
-Frames: TypeAlias = Sequence[Image.Image]
 Given = ParamSpec("Given")
 
 LONGEST = 300
@@ -33,16 +31,15 @@ _solved: set[str] = set()
 class NotYet(Error):
     """The exercise is not solved yet. A notebook shows the hint from the second miss on."""
 
-    def __init__(self, expected: str, hint: str) -> None:
-        cut = expected if len(expected) <= LONGEST else f"{expected[:LONGEST]} ..."
-        super().__init__(f"{cut} {hint}")
-        self.expected = cut
+    def __init__(self, told: str, hint: str) -> None:
+        self.told = told if len(told) <= LONGEST else f"{told[:LONGEST]} ..."
+        super().__init__(f"{self.told} {hint}")
         self.misses = 2
 
     def _render_traceback_(self) -> list[str]:
         if self.misses > 1:
             return [f"NotYet: {self}"]
-        return [f"NotYet: {self.expected} (If the next try fails too, this check gives a hint.)"]
+        return [f"NotYet: {self.told} (If the next try fails too, this check gives a hint.)"]
 
 
 def progress() -> None:
@@ -55,17 +52,17 @@ def progress() -> None:
 
 
 def exercise(
-    title: str, limit_s: float | None = 60
-) -> Callable[[Callable[Given, None]], Callable[Given, None]]:
+    title: str, limit_s: float | None = 60, function: bool = True
+) -> Callable[[Callable[Given, str]], Callable[Given, None]]:
     """Make a function the check of the exercise with this title.
 
-    The check ends with `print("[OK] ...")` or raises NotYet, best through `expect`. Whatever else
-    goes wrong inside, in the check or in a function that the learner wrote, becomes a NotYet, and
-    so does a check that takes longer than `limit_s` seconds: a loop of the learner's may have no
-    end. An answer that is still `...`, or a function that does nothing yet, is no miss.
+    The check's first argument is the answer: a function, unless `function` is False. The check
+    returns what to tell about a right answer, or raises NotYet, best through `expect`. Whatever
+    else goes wrong, in the check or in the learner's function, becomes a NotYet, and so does a
+    check that takes longer than `limit_s` seconds. An answer that is still open is no miss.
     """
 
-    def decorate(check: Callable[Given, None]) -> Callable[Given, None]:
+    def decorate(check: Callable[Given, str]) -> Callable[Given, None]:
         @wraps(check)
         def checked(*args: Given.args, **kwargs: Given.kwargs) -> None:
             _misses.setdefault(title, 0)
@@ -75,13 +72,19 @@ def exercise(
                 return
             _solved.discard(title)
             try:
+                expect(
+                    not function or callable(answers[0]),
+                    f"Expected a function, got {type(answers[0]).__name__}.",
+                    "Pass its name, without brackets: the check calls it.",
+                )
                 with _time_limit(limit_s):
-                    check(*args, **kwargs)
+                    praise = check(*args, **kwargs)
             except (Exception, SystemExit) as error:
                 miss = error if isinstance(error, NotYet) else _unusable(error, answers)
                 _misses[title] = miss.misses = _misses[title] + 1
                 raise miss from None
             _solved.add(title)
+            print(f"[OK] {praise}")
 
         checked.title = title  # type: ignore[attr-defined]
         return checked
@@ -90,14 +93,11 @@ def exercise(
 
 
 def _is_open(answer: object) -> bool:
-    """Tell whether an answer is `...`, or a function that has nothing else in it."""
-    if not isinstance(answer, FunctionType) or answer.__name__ == "<lambda>":
+    """Tell whether an answer is `...`, or a function that only returns `...` or nothing."""
+    if not isinstance(answer, FunctionType):
         return answer is ...
-    steps = [(step.opname, step.argval) for step in dis.get_instructions(answer)]
-    idle = ("RESUME", "NOP", "LOAD_CONST", "LOAD_FAST", "STORE_FAST", "RETURN", "POP_TOP")
-    named = [value for name, value in steps if name in ("LOAD_CONST", "RETURN_CONST")]
-    # `def f(x): ...` is compiled as `return None`.
-    return all(name.startswith(idle) for name, _ in steps) and (... in named or named == [None])
+    steps = [s for s in dis.get_instructions(answer) if s.opname not in ("RESUME", "NOP")]
+    return len(steps) <= 2 and steps[0].argval in (None, ...)
 
 
 @contextmanager
@@ -137,57 +137,68 @@ def _unusable(error: BaseException, answers: Sequence[object]) -> NotYet:
         told = f"{type(error).__name__}: {first_line(error)}"
     except Exception:  # an error of the learner's whose message fails
         told = type(error).__name__
-    codes = {answer.__code__: answer for answer in answers if isinstance(answer, FunctionType)}
-    trace = error.__traceback__
-    while trace:
-        if function := codes.get(trace.tb_frame.f_code):
-            line = trace.tb_lineno - function.__code__.co_firstlineno + 1
+    codes = [answer.__code__ for answer in answers if isinstance(answer, FunctionType)]
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        if code in codes:
             return NotYet(
-                f"The check could not use this answer: line {line} of {function.__name__} stops "
-                f"with {told}.",
+                "The check could not use this answer: line "
+                f"{line - code.co_firstlineno + 1} of {code.co_name} stops with {told}.",
                 "Is there still a `...` in it?"
                 if "ellipsis" in told
                 else "Call it yourself and print what it computes, line by line.",
             )
-        trace = trace.tb_next
     return NotYet(
         f"The check could not use this answer ({told}).",
-        "Does it take the arguments that the task names, and return what the task asks for?"
-        if any(map(callable, answers))
-        else "Print it: is it what the exercise asks for?",
+        "Print it: is it what the task asks for? A function takes the arguments that the task "
+        "names.",
     )
 
 
-def expect(condition: bool, expected: str, hint: str) -> None:
-    if not condition:
-        raise NotYet(expected, hint)
+def expect(right: bool, told: str, hint: str, mistakes: Mapping[str, bool] | None = None) -> None:
+    """Raise NotYet with what is told about the answer, unless it is right.
+
+    mistakes: better hints, and whether each applies. The first one that does replaces `hint`.
+    """
+    if not right:
+        raise NotYet(told, next((text for text, made in (mistakes or {}).items() if made), hint))
 
 
-def require_function(answer: object) -> None:
+def expect_equal(
+    found: Any, truth: Any, told: str, hint: str, mistakes: Mapping[str, Any] | None = None
+) -> None:
+    """Expect a number or tensor up to rounding.
+
+    mistakes: better hints, and the wrong result that each explains.
+    """
+    made = {text: _equal(found, wrong) for text, wrong in (mistakes or {}).items()}
+    expect(_equal(found, truth), told, hint, made)
+
+
+def expect_tensor(value: Any, shape: Sequence[int], case: str) -> None:
+    """Expect a tensor of a shape. case: how the learner's function was called."""
+    from torch import Tensor
+
     expect(
-        callable(answer),
-        f"Expected a function, got {type(answer).__name__}.",
-        "Pass its name, without brackets: the check calls it.",
+        isinstance(value, Tensor),
+        f"{case} it returns {type(value).__name__}, not a tensor.",
+        "Does the function `return` its result, and does it use functions of torch?",
     )
-
-
-def require_video(frames: object) -> None:
     expect(
-        isinstance(frames, list) and all(isinstance(frame, Image.Image) for frame in frames),
-        f"Expected a list of PIL pictures, got {type(frames).__name__}.",
-        "The pipeline returns a batch of videos: what does `.frames[0]` pick?",
+        value.shape == tuple(shape),
+        f"{case} the shape is {tuple(value.shape)}, expected {tuple(shape)}.",
+        "Which of the dimensions is missing, too many, or of another length?",
     )
+
+
+def _equal(found: Any, truth: Any) -> bool:
+    import torch
+
+    one, other = (torch.as_tensor(each).to("cpu", torch.float64) for each in (found, truth))
+    return bool(torch.allclose(one, other, rtol=1e-3, atol=1e-4))
 
 
 def is_number(value: object) -> bool:
     """Tell whether a value is a finite number, of Python or NumPy."""
     kinds = (int, float, np.integer, np.floating)
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def pixels(frames: Frames) -> NDArray[np.float32]:
-    return np.stack([np.asarray(frame.convert("RGB"), np.float32) for frame in frames])
-
-
-def times(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
