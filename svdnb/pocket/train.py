@@ -65,6 +65,8 @@ MOVING_WEIGHT = 5.0
 """Where a clip changes, an error counts this much more: still places are learned in minutes."""
 HIGH_SIGMA = 8.0
 """Above this noise level the UNet has to draw the clip from the picture alone."""
+DECODER_NOISE = 0.25
+"""The decoder sees latents with noise up to this strength: the UNet's own are not clean either."""
 SAVE_EVERY_S = 150
 
 
@@ -343,8 +345,13 @@ def train_decoder(args: argparse.Namespace) -> None:
         pictures = clips.flatten(0, 1)
         with torch.no_grad():
             latents = vae.encode(run.learner.input(pictures)).latent_dist.mode()
-            noise = torch.cat([s.normal(frames, *latents.shape[1:]) for s in streams])
-            latents = latents + 0.03 / scale * noise.to(latents)
+            noise = torch.cat(
+                [
+                    s.rng.uniform(0, DECODER_NOISE) * s.normal(frames, *latents.shape[1:])
+                    for s in streams
+                ]
+            )
+            latents = latents + noise.to(latents) / scale
         decoded = vae.decode(latents, num_frames=frames).sample.float()
         error = (decoded - pictures).square().mean()
         change = decoded.view_as(clips).diff(dim=1) - clips.diff(dim=1)
