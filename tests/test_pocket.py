@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +72,7 @@ def test_photos_held_out_are_not_trained_on() -> None:
 
 def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
     def train_until(step: int, *stages: str) -> None:
-        few = ["--batch", "2", "--pool", "2", "--fresh", "0", "--device", "cpu"]
+        few = ["--batch", "1", "--pool", "1", "--fresh", "0", "--device", "cpu"]
         for stage in stages:
             train.main([stage, "--state", str(tmp_path), "--steps", str(step), *few])
 
@@ -93,22 +92,23 @@ def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    def run(*launcher: str) -> dict[str, torch.Tensor]:
-        folder = tmp_path / str(len(launcher))
-        options = ["--batch", "4", "--pool", "8", "--fresh", "0.5", "--steps", "4"]
-        subprocess.run(
-            [sys.executable, "-m", *launcher, "svdnb.pocket.train", "image_encoder",
-             "--state", str(folder), "--minutes", "1e9", "--device", "cpu", *options],
-            check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        state = torch.load(folder / "image_encoder.pt", weights_only=True)
-        assert state["step"] == 4
+    def options(folder: str) -> list[str]:
+        few = ["--batch", "2", "--pool", "2", "--fresh", "0.5", "--steps", "3", "--minutes", "1e9"]
+        return ["image_encoder", "--state", str(tmp_path / folder), "--device", "cpu", *few]
+
+    def learned(folder: str) -> dict[str, torch.Tensor]:
+        state = torch.load(tmp_path / folder / "image_encoder.pt", weights_only=True)
+        assert state["step"] == 3
         weights: dict[str, torch.Tensor] = state["models"]["image_encoder"]
         return weights
 
-    one = run()
-    two = run("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
-    fresh = model.build_image_encoder().state_dict()
+    train.main(options("one"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run(
+        [*torchrun, "--nproc_per_node", "2", "-m", "svdnb.pocket.train", *options("two")],
+        check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    one, two, fresh = learned("one"), learned("two"), model.build_image_encoder().state_dict()
     for name, value in one.items():
         if value.is_floating_point():
             assert torch.allclose(value, two[name], atol=2e-5), name
@@ -118,19 +118,22 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 def test_bfloat16_copies_learn_in_the_direction_of_float32() -> None:
     def step(dtype: torch.dtype) -> torch.Tensor:
         torch.manual_seed(0)
-        layers: Any = [torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.Conv2d(32, 3, 3, padding=1)]
-        net = torch.nn.Sequential(layers[0], torch.nn.SiLU(), layers[1])
-        before = net[0].weight.detach().clone()
+        net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 32, 3, padding=1),
+            torch.nn.SiLU(),
+            torch.nn.Conv2d(32, 3, 3, padding=1),
+        )
+        weight = net.get_parameter("0.weight")
+        before = weight.detach().clone()
         learned = learner.Learner({"net": net}, 1e-2, dtype)
+        used = learned.compute["net"]
         x = learned.input(torch.randn(4, 3, 8, 8))
         for _ in range(3):
-            learned.compute["net"](x).float().square().mean().backward()
+            used(x).float().square().mean().backward()
             learned.update(0.0)
-        assert net[0].weight.dtype == torch.float32
-        assert torch.equal(
-            learned.compute["net"][0].weight.float(), net[0].weight.to(dtype).float()
-        )
-        return (net[0].weight.detach() - before).flatten()
+        assert weight.dtype == torch.float32
+        assert torch.equal(used.get_parameter("0.weight"), weight.to(dtype))
+        return (weight.detach() - before).flatten()
 
     assert torch.cosine_similarity(step(torch.float32), step(torch.bfloat16), dim=0) > 0.95
 

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
+from diffusers import StableVideoDiffusionPipeline
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.stats import spearmanr
 from skimage.feature import match_template
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from svdnb import metrics
 from svdnb.pocket import scenes
@@ -31,6 +32,8 @@ from svdnb.pocket.learner import describe_machine
 from svdnb.pocket.train import load_photos, to_tensor
 
 HELD_OUT_SEED = 900_001
+SEED = 42
+"""Of the noise that each video starts from."""
 HELD_OUT_PHOTOS = ("rocket", "coffee", "camera", "immunohistochemistry")
 BUCKETS = (10, 60, 127, 190, 255)
 FPS = (5, 7, 10, 14, 20, 30)
@@ -77,15 +80,10 @@ def held_out_scenes(count: int) -> list[scenes.Scene]:
 
 def held_out_photos() -> list[scenes.Scene]:
     """The camera approaches photographs that training does not use, cropped to the middle."""
-    width, height = (side * scenes.OVERSAMPLING for side in scenes.SIZE)
-    found = []
-    for photo in load_photos(HELD_OUT_PHOTOS):
-        shrink = min(photo.width / width, photo.height / height)
-        left, top = (photo.width - shrink * width) / 2, (photo.height - shrink * height) / 2
-        box = (left, top, left + shrink * width, top + shrink * height)
-        large = photo.resize((width, height), Image.Resampling.LANCZOS, box=box)
-        found.append(scenes.approach(large))
-    return found
+    width, height = scenes.SIZE
+    size = (width * scenes.OVERSAMPLING, height * scenes.OVERSAMPLING)
+    photos = load_photos(HELD_OUT_PHOTOS)
+    return [scenes.approach(ImageOps.fit(p, size, Image.Resampling.LANCZOS)) for p in photos]
 
 
 def arrival(world: scenes.Scene, video: Video, travel: float) -> Arrival:
@@ -99,23 +97,23 @@ def arrival(world: scenes.Scene, video: Video, travel: float) -> Arrival:
     top, left = max(rows.min() - MARGIN, 0), max(columns.min() - MARGIN, 0)
     bottom, right = rows.max() + MARGIN + 1, columns.max() + MARGIN + 1
     patch, inside = truth[top:bottom, left:right], mask[top:bottom, left:right]
-    height, width = inside.shape[0], patch.shape[1]
+    height, width = inside.shape
+    window = min(7, *(side - 1 + side % 2 for side in inside.shape))
 
-    def alike(y: int, x: int) -> float:
+    def alike(y: Any, x: Any) -> float:
         found = last[y : y + height, x : x + width]
-        window = min(7, *(side - 1 + side % 2 for side in inside.shape))
         _, each = structural_similarity(
             patch, found, channel_axis=2, data_range=1, win_size=window, full=True
         )
         return float(each[inside].mean())
 
     match = match_template(last, patch)[..., 0]
-    y, x = (int(i) for i in np.unravel_index(match.argmax(), match.shape))
+    y, x = np.unravel_index(match.argmax(), match.shape)
     way = np.array(world.thing.way) * world.size[1] * travel
     distance = float(np.hypot(*way))
-    moved = float(np.dot(way + np.array([x - left, y - top]), way) / distance) if distance else 0.0
-    there = alike(int(top), int(left))
-    return Arrival(moved, distance, there, max(there, alike(y, x)))
+    went = float(np.dot(way + np.array([x - left, y - top]), way) / distance)
+    there = alike(top, left)
+    return Arrival(went, distance, there, max(there, alike(y, x)))
 
 
 def sharpness(frames: Video) -> float:
@@ -130,11 +128,6 @@ def color_drift(video: Video, still: NDArray[np.bool_]) -> float:
     return float(np.abs(means - means[0]).max() * 255)
 
 
-def psnr(one: Video, other: Video) -> float:
-    """PSNR in dB of values in [0, 1]."""
-    return float(-10 * np.log10(np.square(one - other).mean()))
-
-
 def carried_by_vae(vae: Any, worlds: Iterable[scenes.Scene]) -> float:
     """Mean PSNR in dB of clips that went through encoder and decoder."""
     values = []
@@ -143,7 +136,7 @@ def carried_by_vae(vae: Any, worlds: Iterable[scenes.Scene]) -> float:
         with torch.no_grad():
             latents = vae.encode(to_tensor(clip)).latent_dist.mode()
             decoded = vae.decode(latents, num_frames=len(clip)).sample.clamp(-1, 1)
-        values.append(psnr(decoded.movedim(1, -1).numpy() / 2 + 0.5, clip / 255))
+        values.append(psnr(clip / 255, decoded.movedim(1, -1).numpy() / 2 + 0.5))
     return float(np.mean(values))
 
 
@@ -152,12 +145,15 @@ def correlation(xs: Sequence[float], rows: Sequence[Sequence[float]]) -> float:
     return float(np.mean([np.nan_to_num(spearmanr(xs, row).statistic) for row in rows]))
 
 
+def psnr(truth: Video, video: Video) -> float:
+    """PSNR in dB of values in [0, 1]."""
+    return float(peak_signal_noise_ratio(truth, video.astype(truth.dtype), data_range=1))
+
+
 class Animator:
     """Make videos with a checkpoint, and note the seconds that each took."""
 
     def __init__(self, folder: Path, steps: int, guidance: float) -> None:
-        from diffusers import StableVideoDiffusionPipeline
-
         self.pipe = StableVideoDiffusionPipeline.from_pretrained(
             folder, dtype=torch.float32, variant="fp16"
         )
@@ -173,7 +169,7 @@ class Animator:
             height=picture.height,
             num_inference_steps=self.steps,
             max_guidance_scale=self.guidance,
-            generator=torch.Generator().manual_seed(42),
+            generator=torch.Generator().manual_seed(SEED),
             output_type="np",
             **settings,
         ).frames[0]
@@ -184,57 +180,47 @@ class Animator:
 def measure(animate: Animator, count: int) -> tuple[dict[str, float], Image.Image]:
     """Measure every figure, and draw the contact sheet: a row a picture, frame 14 by bucket."""
     drawn, photos = held_out_scenes(count), held_out_photos()
-    arrivals: dict[int, list[Arrival]] = {bucket: [] for bucket in BUCKETS}
-    slopes, correlations, sheet = [], [], []
-    clip_psnr, first_psnr, drift, flicker, calm, sharp = ([] for _ in range(6))
-    for world in [*drawn, *photos]:
-        picture, row = world.frame(0), [np.asarray(world.frame(0))]
-        went: list[Arrival] = []
-        for bucket in BUCKETS:
-            video = animate(picture, motion_bucket_id=bucket)
-            row.append((video[-1] * 255).round().astype(np.uint8))
-            if world.thing is not None:
-                went.append(arrival(world, video, bucket / 255))
-                arrivals[bucket].append(went[-1])
-            if bucket == BUCKETS[0] and world.kind in scenes.WAYS:
-                calm.append(metrics.motion_score(video))
-            if bucket != 127:
-                continue
-            first_psnr.append(metrics.similarity(video, picture).first_psnr)
-            if world.kind == "photo":
-                sharp.append(sharpness(video))
-                continue
-            clip_psnr.append(psnr(video, scenes.clip(world, bucket / 255) / 255))
-            still = world.still_mask()
-            if still.mean() > 0.05:
-                drift.append(color_drift(video, still))
-                flicker.append(metrics.flicker(video, still))
-        sheet.append(np.concatenate(row, axis=1))
-        if went:
-            truth, moved = [a.truth for a in went], [a.went for a in went]
-            slopes.append(float(np.dot(truth, moved) / np.dot(truth, truth)))
-            correlations.append(correlation(truth, [moved]))
-        print(world.kind, [f"{a.went:.1f}/{a.truth:.1f}, {a.ssim_anywhere:.2f}" for a in went])
-
+    found, rows = [], []
+    for scene in [*drawn, *photos]:
+        videos = {b: animate(scene.frame(0), motion_bucket_id=b) for b in BUCKETS}
+        found.append(measure_scene(scene, videos))
+        ends = [(video[-1] * 255).round().astype(np.uint8) for video in videos.values()]
+        rows.append(np.concatenate([np.asarray(scene.frame(0)), *ends], axis=1))
+        print(scene.kind, {name: round(float(value), 2) for name, value in found[-1].items()})
+    names = dict.fromkeys(name for figures in found for name in figures)
     figures = {
-        "displacement_slope": np.mean(slopes),
-        "displacement_correlation": np.mean(correlations),
-        **{f"arrival_ssim_{b}": np.mean([a.ssim_there for a in arrivals[b]]) for b in BUCKETS},
-        **{f"integrity_ssim_{b}": np.mean([a.ssim_anywhere for a in arrivals[b]]) for b in BUCKETS},
-        "clip_psnr_127_db": np.mean(clip_psnr),
-        "first_frame_psnr_db": np.mean(first_psnr),
+        **{name: np.mean([each[name] for each in found if name in each]) for name in names},
         "vae_psnr_scenes_db": carried_by_vae(animate.pipe.vae, drawn[:12]),
         "vae_psnr_photos_db": carried_by_vae(animate.pipe.vae, photos),
-        "color_drift_levels": np.mean(drift),
-        "still_flicker_levels": np.mean(flicker),
-        "flow_at_bucket_10_px": np.mean(calm),
-        "photo_sharpness_127": np.mean(sharp),
-        **by_fps_and_noise(animate, [world.frame(0) for world in drawn[:6]]),
+        **by_fps_and_noise(animate, [scene.frame(0) for scene in drawn[:6]]),
         "seconds_a_video": np.median(animate.seconds),
         "resident_gb": psutil.Process().memory_info().rss / 1e9,
     }
     rounded = {name: round(float(value), 3) for name, value in figures.items()}
-    return rounded, Image.fromarray(np.concatenate(sheet, axis=0))
+    return rounded, Image.fromarray(np.concatenate(rows, axis=0))
+
+
+def measure_scene(scene: scenes.Scene, videos: dict[int, Video]) -> dict[str, float]:
+    """Measure what can be measured with this kind of scene. videos: by motion bucket id."""
+    video = videos[127]
+    figures = {"first_frame_psnr_db": metrics.similarity(video, scene.frame(0)).first_psnr}
+    if scene.kind == "photo":
+        return figures | {"photo_sharpness_127": sharpness(video)}
+    figures["clip_psnr_127_db"] = psnr(scenes.clip(scene, 127 / 255) / 255, video)
+    if scene.kind in scenes.WAYS:
+        figures["flow_at_bucket_10_px"] = metrics.motion_score(videos[10])
+    still = scene.still_mask()
+    if still.mean() > 0.05:
+        figures["color_drift_levels"] = color_drift(video, still)
+        figures["still_flicker_levels"] = metrics.flicker(video, still)
+    if scene.thing is not None:
+        arrivals = {b: arrival(scene, video, b / 255) for b, video in videos.items()}
+        went, truth = np.transpose([(a.went, a.truth) for a in arrivals.values()])
+        figures["displacement_slope"] = np.dot(truth, went) / np.dot(truth, truth)
+        figures["displacement_correlation"] = correlation(truth, [went])
+        figures |= {f"arrival_ssim_{b}": a.ssim_there for b, a in arrivals.items()}
+        figures |= {f"integrity_ssim_{b}": a.ssim_anywhere for b, a in arrivals.items()}
+    return figures
 
 
 def by_fps_and_noise(animate: Animator, pictures: Sequence[Image.Image]) -> dict[str, float]:
@@ -262,18 +248,18 @@ def with_marks(figures: dict[str, float]) -> dict[str, dict[str, Any]]:
 
 
 def table(reports: dict[str, dict[str, float]]) -> str:
-    """A line for each figure, a column for each checkpoint; the first one's marks."""
+    """Write a line for each figure, a column for each checkpoint, and the first one's marks."""
     first = next(iter(reports.values()))
     marks = with_marks(first)
-    lines = [f"{'':28}" + "".join(f"{name[-16:]:>18}" for name in reports)]
+    lines = [f"{'':28}" + "".join(f"{name:>18}" for name in reports)]
     for name in first:
         values = "".join(f"{figures[name]:18.3f}" for figures in reports.values())
-        told = {None: "", True: "  met", False: "  MISSED"}[marks.get(name, {}).get("met")]
+        told = ("  met" if marks[name]["met"] else "  MISSED") if name in marks else ""
         lines.append(f"{name:28}{values}{told}")
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m svdnb.pocket.evaluate", description=__doc__)
     add = parser.add_argument
     add("--weights", type=Path, default=Path(__file__).parent / "weights")
@@ -282,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--steps", type=int, default=8, help="denoising steps a video")
     add("--guidance", type=float, default=1, help="max_guidance_scale")
     add("--scenes", type=int, default=24, help="drawn scenes; four photographs come on top")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     figures, sheet = measure(Animator(args.weights, args.steps, args.guidance), args.scenes)
     report = {
@@ -292,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
             "scenes": args.scenes,
             "num_inference_steps": args.steps,
             "max_guidance_scale": args.guidance,
-            "seed": 42,
+            "seed": SEED,
         },
         "machine": describe_machine("cpu"),
     }
@@ -300,9 +286,8 @@ def main(argv: list[str] | None = None) -> None:
     sheet.save(args.out / "contact_sheet.png")
     compared = {"this": figures}
     if args.against:
-        compared["against"], _ = measure(
-            Animator(args.against, args.steps, args.guidance), args.scenes
-        )
+        animate = Animator(args.against, args.steps, args.guidance)
+        compared["against"], _ = measure(animate, args.scenes)
     print(table(compared))
 
 

@@ -126,11 +126,9 @@ def average(tensors: Sequence[Tensor]) -> None:
     """Average tensors over all processes, in place."""
     _, count = world()
     if count > 1 and tensors:
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        flat = nn.utils.parameters_to_vector(tensors)
         dist.all_reduce(flat)
-        flat /= count
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        nn.utils.vector_to_parameters(flat / count, tensors)
 
 
 class Optimizer:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ WAYS = {
     "clouds": (0.16, 0.0),
 }
 """How far each kind of thing goes at travel 1; boats and planes may go the other way."""
+PUFFS = ((-1.5, 0.3, 0.75), (-0.5, -0.2, 1.05), (0.7, -0.05, 0.95), (1.7, 0.35, 0.65))
+"""The circles of a cloud: centre and radius, in units of the cloud's size."""
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
@@ -48,30 +50,28 @@ class Layer:
     way: Point
 
     def at(self, travel: float) -> Image.Image:
-        """The layer moved along its way, as RGBA."""
+        """Return the picture, moved along the way."""
         dx, dy = (way * self.image.height * travel for way in self.way)
+        shift = (1, 0, -dx, 0, 1, -dy)
         return self.image.transform(
-            self.image.size,
-            Image.Transform.AFFINE,
-            (1, 0, -dx, 0, 1, -dy),
-            Image.Resampling.BILINEAR,
+            self.image.size, Image.Transform.AFFINE, shift, Image.Resampling.BILINEAR
         )
 
 
 @dataclass
 class Scene:
-    """A background and the layers that move over it, or a picture that the camera approaches.
+    """A background with clouds and a thing that move over it, or a picture that the camera nears.
 
-    kind: a name in `KINDS`, "photo" or "leaves". thing: the layer that the scene is about, the last
-    one to be drawn. center: where the middle of the thing is at travel 0, in picture heights.
+    kind: a name in `KINDS`, "photo" or "leaves". center: where the middle of the thing is at travel
+    0, in picture heights.
     """
 
     kind: str
     background: Image.Image
-    layers: list[Layer] = field(default_factory=list)
+    clouds: Layer | None = None
     thing: Layer | None = None
     center: Point = (0.0, 0.0)
-    zoom: float = 0.0
+    zooms: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -82,15 +82,16 @@ class Scene:
     def frame(self, travel: float) -> Image.Image:
         """Draw the scene at `travel`, as an RGB picture."""
         canvas = self.background
-        if self.zoom:
-            kept = math.exp(-self.zoom * travel)
+        if self.zooms:
+            kept = math.exp(-ZOOM * travel)
             left, top = (side * (1 - kept) / 2 for side in canvas.size)
             box = (left, top, canvas.width - left, canvas.height - top)
             return canvas.resize(self.size, Image.Resampling.BICUBIC, box=box)
         canvas = canvas.copy()
-        for layer in [*self.layers, *([self.thing] if self.thing else [])]:
-            moved = layer.at(travel)
-            canvas.paste(moved, mask=moved.getchannel("A"))
+        for layer in (self.clouds, self.thing):
+            if layer is not None:
+                moved = layer.at(travel)
+                canvas.paste(moved, mask=moved)
         return canvas.resize(self.size, Image.Resampling.BOX)
 
     def thing_mask(self, travel: float) -> NDArray[np.floating]:
@@ -105,19 +106,17 @@ class Scene:
 
         Pixels within two of anything that passes are left out. All False where the camera moves.
         """
-        if self.zoom:
+        if self.zooms:
             return np.zeros(self.size[::-1], bool)
-        frames = np.stack([np.asarray(self.frame(t), np.int16) for t in np.linspace(0, 1.4, 29)])
-        moved = (np.abs(frames - frames[0]).max(axis=(0, 3)) > 0).astype(np.uint8) * 255
-        still: NDArray[np.bool_] = (
-            np.asarray(Image.fromarray(moved).filter(ImageFilter.MaxFilter(5))) == 0
-        )
+        frames = np.stack([np.asarray(self.frame(t)) for t in np.linspace(0, 1.4, 29)])
+        moved = Image.fromarray((frames != frames[0]).any(axis=(0, 3)).astype(np.uint8))
+        still: NDArray[np.bool_] = np.asarray(moved.filter(ImageFilter.MaxFilter(5))) == 0
         return still
 
     def description(self) -> NDArray[np.float32]:
         """What a caption would say, as numbers: the kind (one-hot), the thing's place and its way.
 
-        Pocket's image encoder learns to read these from the picture, as CLIP learned from captions.
+        The image encoder learns to read these from the picture, as CLIP learned from captions.
         """
         kind = self.kind if self.kind in WAYS else "approach"
         one_hot = [float(kind == name) for name in (*WAYS, "approach")]
@@ -125,19 +124,11 @@ class Scene:
         return np.array([*one_hot, *self.center, *way], np.float32)
 
 
-def travel_step(motion: float, fps: float) -> float:
-    """Travel between two frames: proportional to motion in [0, 1], and to the time between them."""
-    return motion * REFERENCE_FPS / fps / (NUM_FRAMES - 1)
-
-
 def clip(
     scene: Scene, motion: float, fps: float = REFERENCE_FPS, num_frames: int = NUM_FRAMES
 ) -> NDArray[np.uint8]:
-    """Draw a clip: uint8 frames (num_frames, height, width, 3).
-
-    motion is `motion_bucket_id / 255`.
-    """
-    step = travel_step(motion, fps)
+    """Draw a clip: uint8 frames (num_frames, height, width, 3). motion: motion bucket id / 255."""
+    step = motion * REFERENCE_FPS / fps / (NUM_FRAMES - 1)
     return np.stack([np.asarray(scene.frame(step * k)) for k in range(num_frames)])
 
 
@@ -149,7 +140,7 @@ def draw_scene(rng: Rng, size: tuple[int, int] = SIZE, kind: str | None = None) 
 
 def approach(picture: Image.Image, kind: str = "photo") -> Scene:
     """The camera approaches a picture, given at `OVERSAMPLING` times the size of the clip."""
-    return Scene(kind, picture.convert("RGB"), zoom=ZOOM)
+    return Scene(kind, picture.convert("RGB"), zooms=True)
 
 
 def dead_leaves(rng: Rng, size: tuple[int, int] = SIZE) -> Image.Image:
@@ -189,8 +180,7 @@ def _rocket(rng: Rng, size: tuple[int, int]) -> Scene:
     length = rng.uniform(0.36, 0.46)
     x, y = rng.uniform(0.25, 0.75) * size[0] / size[1], rng.uniform(0.74, 0.8)
     w = rng.uniform(0.13, 0.17)
-    image = _transparent(size)
-    pen = _Pen(image, (x, y), length)
+    pen = _Pen(_canvas(size), (x, y), length)
     body, trim = _near((232, 232, 236), rng, 22), _vivid(rng)
     flame = rng.uniform(0.25, 0.4)
     pen.polygon([(-w * 0.7, 0), (0, flame), (w * 0.7, 0)], (255, 150, 30))
@@ -199,7 +189,7 @@ def _rocket(rng: Rng, size: tuple[int, int]) -> Scene:
     pen.polygon([(-w, 0), (-w, -0.65), (0, -1), (w, -0.65), (w, 0)], body)
     pen.polygon([(-w * 0.85, -0.72), (0, -1), (w * 0.85, -0.72)], trim)
     pen.ellipse((0, -0.5), (w * 0.5, w * 0.5), _near((70, 120, 170), rng, 25))
-    thing = Layer(image, WAYS["rocket"])
+    thing = Layer(pen.image, WAYS["rocket"])
     return Scene("rocket", background, _clouds(rng, size, 1), thing, (x, y - length / 2))
 
 
@@ -212,14 +202,13 @@ def _boat(rng: Rng, size: tuple[int, int]) -> Scene:
     length = rng.uniform(0.42, 0.6)
     x = size[0] / size[1] * (0.5 - bow * rng.uniform(0.1, 0.25))
     y = horizon + rng.uniform(0.1, 0.24)
-    image = _transparent(size)
-    pen = _Pen(image, (x, y), length, bow)
+    pen = _Pen(_canvas(size), (x, y), length, bow)
     hull, sail = _near((120, 60, 45), rng, 40), _near((246, 242, 232), rng, 14)
     pen.polygon([(-0.4, -0.2), (0.58, -0.22), (0.35, 0), (-0.33, 0)], hull)
     pen.line([(0, -0.2), (0, -0.95)], (70, 50, 40), 0.035)
     pen.polygon([(0.06, -0.91), (0.5, -0.28), (0.06, -0.28)], sail)
     pen.polygon([(-0.06, -0.8), (-0.35, -0.28), (-0.06, -0.28)], _vivid(rng))
-    thing = Layer(image, (bow * WAYS["boat"][0], 0.0))
+    thing = Layer(pen.image, (bow * WAYS["boat"][0], 0.0))
     return Scene("boat", background, _clouds(rng, size, 2), thing, (x, y - length / 2))
 
 
@@ -228,8 +217,7 @@ def _balloon(rng: Rng, size: tuple[int, int]) -> Scene:
     _hills(background, rng, top=rng.uniform(0.74, 0.86), layers=2)
     radius = rng.uniform(0.14, 0.19)
     x, y = rng.uniform(0.22, 0.72) * size[0] / size[1], rng.uniform(0.5, 0.58)
-    image = _transparent(size)
-    pen = _Pen(image, (x, y), radius)
+    pen = _Pen(_canvas(size), (x, y), radius)
     one, two = _vivid(rng), _vivid(rng)
     for side in (-1, 1):
         pen.line([(side * 0.55, 0.8), (side * 0.2, 1.7)], (70, 55, 45), 0.07)
@@ -237,7 +225,7 @@ def _balloon(rng: Rng, size: tuple[int, int]) -> Scene:
     pen.ellipse((0, 0), (1, 1), one)
     pen.polygon([(-0.94, 0.35), (0.94, 0.35), (0.3, 1.3), (-0.3, 1.3)], one)
     pen.ellipse((0, 0.1), (0.42, 1.08), two)
-    thing = Layer(image, WAYS["balloon"])
+    thing = Layer(pen.image, WAYS["balloon"])
     return Scene("balloon", background, _clouds(rng, size, 2), thing, (x, y + radius / 2))
 
 
@@ -247,14 +235,13 @@ def _plane(rng: Rng, size: tuple[int, int]) -> Scene:
     nose = 1 if rng.random() < 0.5 else -1
     length = rng.uniform(0.5, 0.7)
     x, y = size[0] / size[1] * (0.5 - nose * rng.uniform(0.1, 0.25)), rng.uniform(0.28, 0.5)
-    image = _transparent(size)
-    pen = _Pen(image, (x, y), length, nose)
+    pen = _Pen(_canvas(size), (x, y), length, nose)
     body, trim = _near((238, 238, 242), rng, 16), _vivid(rng)
     pen.polygon([(-0.35, 0), (-0.53, -0.24), (-0.4, -0.24), (-0.18, 0)], trim)
     pen.ellipse((0, 0), (0.5, 0.085), body)
     pen.polygon([(0.13, 0), (-0.22, 0.26), (-0.1, 0.26), (0.22, 0.03)], trim)
     pen.ellipse((0.33, -0.02), (0.04, 0.04), (60, 80, 110))
-    thing = Layer(image, (nose * WAYS["plane"][0], WAYS["plane"][1]))
+    thing = Layer(pen.image, (nose * WAYS["plane"][0], WAYS["plane"][1]))
     return Scene("plane", background, _clouds(rng, size, 1), thing, (x, y))
 
 
@@ -304,7 +291,7 @@ class _Pen:
     def __init__(
         self, image: Image.Image, origin: Point = (0.0, 0.0), scale: float = 1.0, facing: int = 1
     ) -> None:
-        self.draw = ImageDraw.Draw(image)
+        self.image, self.draw = image, ImageDraw.Draw(image)
         self.origin, self.scale, self.facing, self.unit = origin, scale, facing, image.height
 
     def _pixels(self, points: Sequence[Point]) -> list[Point]:
@@ -324,12 +311,10 @@ class _Pen:
         self.draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=color)
 
 
-def _canvas(size: tuple[int, int], color: Color) -> Image.Image:
-    return Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), color)
-
-
-def _transparent(size: tuple[int, int]) -> Image.Image:
-    return Image.new("RGBA", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING))
+def _canvas(size: tuple[int, int], color: Color | None = None) -> Image.Image:
+    """Make an RGB picture of one colour, or a transparent one."""
+    large = (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING)
+    return Image.new("RGB", large, color) if color else Image.new("RGBA", large)
 
 
 def _sky(rng: Rng, size: tuple[int, int], stars: bool = True) -> Image.Image:
@@ -342,8 +327,8 @@ def _sky(rng: Rng, size: tuple[int, int], stars: bool = True) -> Image.Image:
     canvas = _canvas(size, high)
     ramp = np.linspace(0, 1, canvas.height)[:, None, None] ** rng.uniform(0.7, 1.6)
     gradient = (1 - ramp) * np.array(high) + ramp * np.array(low)
-    whole = np.broadcast_to(gradient, (canvas.height, canvas.width, 3)).astype(np.uint8)
-    canvas.paste(Image.fromarray(whole))
+    column = Image.fromarray(gradient.astype(np.uint8))
+    canvas.paste(column.resize(canvas.size, Image.Resampling.NEAREST))
     pen, width = _Pen(canvas), size[0] / size[1]
     if night:
         for _ in range(25):
@@ -351,10 +336,8 @@ def _sky(rng: Rng, size: tuple[int, int], stars: bool = True) -> Image.Image:
             pen.ellipse(at, (radius, radius), (235, 235, 215))
     if rng.random() < 0.7:
         color = (238, 236, 222) if night else _near((255, 236, 170), rng, 18)
-        at, radius = (
-            (rng.uniform(0.1, 0.9) * width, rng.uniform(0.12, 0.35)),
-            rng.uniform(0.05, 0.11),
-        )
+        at = (rng.uniform(0.1, 0.9) * width, rng.uniform(0.12, 0.35))
+        radius = rng.uniform(0.05, 0.11)
         pen.ellipse(at, (radius, radius), color)
     return canvas
 
@@ -384,24 +367,19 @@ def _sea(image: Image.Image, rng: Rng, horizon: float) -> None:
         pen.line([(x, y), (x + rng.uniform(0.05, 0.18), y)], light, 0.012)
 
 
-def _clouds(rng: Rng, size: tuple[int, int], most: int, scale: float = 1.0) -> list[Layer]:
+def _clouds(rng: Rng, size: tuple[int, int], most: int, scale: float = 1.0) -> Layer:
     """Up to `most` clouds that drift to the right together."""
-    image, width = _transparent(size), size[0] / size[1]
+    image, width = _canvas(size), size[0] / size[1]
     number = int(rng.integers(1 + most // 4, most + 1))
     for k in range(number):
         radius = rng.uniform(0.05, 0.085) * scale
         x = max(width * (k + rng.uniform(0.1, 0.8)) / number * 0.85, 2.6 * radius)
         pen = _Pen(image, (x, rng.uniform(0.1, 0.34)), radius)
         color = _near((246, 246, 248), rng, 9)
-        for dx, dy, r in (
-            (-1.5, 0.3, 0.75),
-            (-0.5, -0.2, 1.05),
-            (0.7, -0.05, 0.95),
-            (1.7, 0.35, 0.65),
-        ):
+        for dx, dy, r in PUFFS:
             pen.ellipse((dx, dy), (r, r), color)
         pen.polygon([(-2, 0.95), (-2, 0.4), (2.1, 0.4), (2.1, 0.95)], color)
-    return [Layer(image, WAYS["clouds"])]
+    return Layer(image, WAYS["clouds"])
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Color:
