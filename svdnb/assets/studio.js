@@ -27,13 +27,11 @@
     const handles = slider.querySelectorAll(".noUi-handle");
     handles.forEach((handle, place) => {
       const which = handles.length > 1 ? [" minimum", " maximum"][place] : "";
-      set(handle, "aria-label", text + which);
+      handle.setAttribute("aria-label", text + which);
     });
     const readout = slider.querySelector(".widget-readout");
-    if (readout) {
-      set(readout, "role", "textbox");
-      set(readout, "aria-label", `${text}, typed`);
-    }
+    readout?.setAttribute("role", "textbox");
+    readout?.setAttribute("aria-label", `${text}, typed`);
   }
 
   function mark(track, from, to) {
@@ -42,10 +40,6 @@
     const share = (value) => `${(100 * (value - low)) / (high - low)}%`;
     track.style.setProperty("--from", share(from));
     track.style.setProperty("--to", share(to));
-  }
-
-  function set(element, attribute, value) {
-    if (element.getAttribute(attribute) !== value) element.setAttribute(attribute, value);
   }
 
   begin();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from svdnb.player import show
 from svdnb.videos import Clip, data_uri, free_name
 
 MEASURED_WIDTH = 256
-"""Wider videos are measured at this width, in pixels, because optical flow is slow."""
+"""Wider videos are reduced to this width or less, in pixels, because optical flow is slow."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +58,24 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.player.append_display_data(show(video.clip, label=video.summary()))
         self.measured, self.message = widgets.HTML(line("Measuring ...")), widgets.HTML()
         self.code_view = widgets.HTML()
-        self.save_button = self._button("Save mp4", self._save)
-        self.code_button = self._button("Show the code", self._toggle_code)
-        # The studio connects the others.
-        self.reuse_button = self._button("Use these settings")
-        self.continue_button = self._button("Continue from the end")
-        self.remove_button = self._button("Remove")
+        self.save_button = self._writer("Save mp4", self._save)
+        self.code_button = self._writer("Show the code", self._toggle_code)
+        # The studio connects these.
+        self.reuse_button = button("Use these settings", about=self.label)
+        self.continue_button = button("Continue from the end", about=self.label)
+        self.remove_button = button("Remove", about=self.label)
         self.compared = widgets.Checkbox(description=f"Compare {self.label.lower()}", indent=False)
-        buttons = [
-            self.save_button,
-            self.code_button,
-            self.reuse_button,
-            self.continue_button,
-            self.remove_button,
-            self.compared,
-        ]
-        title, row = widgets.HTML(f"<h4>{self.label}</h4>"), widgets.HBox(buttons)
+        buttons = (self.save_button, self.code_button, self.reuse_button, self.continue_button)
+        title = widgets.HTML(f"<h4>{self.label}</h4>")
+        row = widgets.HBox([*buttons, self.remove_button, self.compared])
         super().__init__([title, self.player, self.measured, row, self.message, self.code_view])
         self.add_class("svdnb-card")
 
     def measure(self) -> None:
         """Show how much the video moves and how similar it is to its picture."""
-        width, height = self.video.frames[0].size
-        shrunk = max(1.0, width / MEASURED_WIDTH)
-        size = (round(width / shrunk), round(height / shrunk))
+        shrunk = math.ceil(self.video.frames[0].width / MEASURED_WIDTH)
         try:
-            frames = [frame.resize(size, Image.Resampling.BOX) for frame in self.video.frames]
+            frames = [frame.reduce(shrunk) for frame in self.video.frames]
             found = similarity(frames, self.video.start.picture)
             said = (
                 f"Motion {motion_score(frames) * shrunk:.2f} px/frame. Similarity to the picture: "
@@ -103,14 +96,16 @@ class Card(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self._folder.mkdir(parents=True, exist_ok=True)
             self.video.start.picture.save(self._folder / self.video.recipe["picture"])
 
-    def _button(self, text: str, action: Callable[[], None] | None = None) -> Any:
-        return button(text, (lambda _: self._try(action)) if action else None, self.label)
+    def _writer(self, text: str, write: Callable[[], None]) -> Any:
+        """Make a button for an action that writes into the folder, which may fail."""
 
-    def _try(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except (OSError, Error) as error:
-            self.message.value = line(f"Could not write to {self._folder}: {error}", "alert")
+        def attempt() -> None:
+            try:
+                write()
+            except (OSError, Error) as error:
+                self.message.value = line(f"Could not write to {self._folder}: {error}", "alert")
+
+        return button(text, attempt, self.label)
 
     def _save(self) -> None:
         """Write the mp4 and, beside it, the picture if it is no example."""

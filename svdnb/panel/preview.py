@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 if TYPE_CHECKING:
     from diffusers import StableVideoDiffusionPipeline
-    from torch import Tensor
 
 SHOWN = 5
 """Number of frames in a preview: the first, the last, and some in between."""
@@ -25,11 +26,11 @@ def previewing(pipe: StableVideoDiffusionPipeline, picture: Image.Image) -> Iter
 
     The VAE encodes the picture once in each call; the preview learns its colours from the result.
     """
-    preview = Preview(pipe, picture)
+    preview = Preview(pipe)
 
     def learn(module: Any, arguments: Any, moments: Tensor) -> None:
         mean, _ = moments[0].chunk(2)
-        preview.learn(mean)
+        preview.learn(mean, picture)
 
     handle = pipe.vae.quant_conv.register_forward_hook(learn)
     try:
@@ -46,63 +47,41 @@ class Preview:
     known. Decoding would show more, and would take about a thousand times as long.
     """
 
-    def __init__(self, pipe: StableVideoDiffusionPipeline, picture: Image.Image) -> None:
+    def __init__(self, pipe: StableVideoDiffusionPipeline) -> None:
         self._scheduler, self._scale = pipe.scheduler, pipe.vae.config.scaling_factor
-        self._picture = picture
-        self._map: NDArray[np.float64] | None = None
+        self._side = math.isqrt(pipe.vae.config.latent_channels // 3)
+        self._map: tuple[Tensor, Tensor] | None = None
         self._before: Tensor | None = None
 
-    def learn(self, latents: Tensor) -> None:
-        """Fit the map to the picture's latents (channels, height, width)."""
+    def learn(self, latents: Tensor, picture: Image.Image) -> None:
+        """Fit the map to a picture and its latents (channels, height, width)."""
         channels, height, width = latents.shape
-        side = _side(channels)
-        small = self._picture.convert("RGB").resize(
-            (width * side, height * side), Image.Resampling.BOX
-        )
-        inputs = _rows(latents)
-        cells = np.asarray(small, np.float64).reshape(height, side, width, side, 3)
-        colours = cells.transpose(0, 2, 1, 3, 4).reshape(height * width, -1)
+        small = picture.resize((width * self._side, height * self._side), Image.Resampling.BOX)
+        pixels = torch.from_numpy(np.array(small)).movedim(-1, 0)
+        colours = pixel_unshuffle(pixels, self._side).flatten(1).double()
+        inputs = latents.cpu().double().flatten(1)
+        mean = inputs.mean(1, keepdim=True)
+        inputs = inputs - mean
         # A picture of one colour says little: a small ridge keeps the map's numbers small.
-        ridge = 1e-3 * len(inputs) * np.diag([1.0] * channels + [0.0])
-        self._map = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ colours)
+        ridge = 1e-3 * inputs.shape[1] * torch.eye(channels)
+        weight = torch.linalg.solve(inputs @ inputs.T + ridge, inputs @ colours.T).T
+        self._map = weight, colours.mean(1, keepdim=True) - weight @ mean
 
     def after_step(self, latents: Tensor, step: int) -> list[Image.Image]:
         """Show what the video is expected to become, after step number `step`, counted from 1.
 
         latents have the shape (frames, channels, height, width). The list is empty after step 1.
         """
-        before, self._before = self._before, latents.float().cpu()
+        before, self._before = self._before, latents.cpu().double()
         if before is None or self._map is None:
             return []
-        sigmas = self._scheduler.sigmas
-        clean = expected(before, self._before, float(sigmas[step - 1]), float(sigmas[step]))
-        chosen = np.linspace(0, len(clean) - 1, min(SHOWN, len(clean))).round().astype(int)
-        return [_draw(frame / self._scale, self._map) for frame in clean[chosen.tolist()]]
-
-
-def expected(before: Tensor, after: Tensor, high: float, low: float) -> Tensor:
-    """Return the clean latents that a step from noise level `high` to `low` aims at.
-
-    An Euler step follows a straight line that ends at noise level 0 (Karras et al., 2022,
-    algorithm 1).
-    """
-    return after + (after - before) * low / (high - low)
-
-
-def _draw(latents: Tensor, to_rgb: NDArray[np.float64]) -> Image.Image:
-    channels, height, width = latents.shape
-    side = _side(channels)
-    colours = np.nan_to_num(_rows(latents) @ to_rgb).clip(0, 255).round().astype(np.uint8)
-    cells = colours.reshape(height, width, side, side, 3).transpose(0, 2, 1, 3, 4)
-    return Image.fromarray(cells.reshape(height * side, width * side, 3))
-
-
-def _side(channels: int) -> int:
-    """Pixels in each direction that a cell's channels can tell, with three colours a pixel."""
-    return math.isqrt(channels // 3)
-
-
-def _rows(latents: Tensor) -> NDArray[np.float64]:
-    """Reshape (channels, height, width) to (height * width, channels + 1); the last is all ones."""
-    rows = latents.float().cpu().numpy().reshape(len(latents), -1).T.astype(np.float64)
-    return np.hstack([rows, np.ones((len(rows), 1))])
+        # An Euler step follows a straight line that ends in the clean latents, at noise level 0
+        # (Karras et al., 2022, algorithm 1).
+        high, low = (float(sigma) for sigma in self._scheduler.sigmas[step - 1 : step + 1])
+        clean = self._before + (self._before - before) * low / (high - low)
+        shown = torch.linspace(0, len(clean) - 1, min(SHOWN, len(clean))).round().long()
+        weight, offset = self._map
+        colours = weight @ (clean[shown] / self._scale).flatten(2) + offset
+        pixels = pixel_shuffle(colours.unflatten(2, clean.shape[2:]), self._side)
+        levels = pixels.nan_to_num().clamp(0, 255).round().byte().movedim(1, -1)
+        return [Image.fromarray(frame) for frame in levels.numpy()]

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,15 +32,7 @@ from svdnb.generation import (
 from svdnb.images import example_images, load_image
 from svdnb.panel.card import Card, Start, Video
 from svdnb.panel.preview import Preview, previewing
-from svdnb.panel.widgets import (
-    all_within,
-    button,
-    column,
-    group,
-    line,
-    picture_row,
-    slider,
-)
+from svdnb.panel.widgets import button, close_within, group, line, picture_row, slider
 from svdnb.player import compare
 from svdnb.videos import encode, pixels
 
@@ -92,7 +85,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._worker: threading.Thread | None = None
         self._running, self._stop, self._made = False, threading.Event(), 0
         # Clicks arrive in the kernel's main thread, finished videos in the worker's.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         super().__init__(self._build())
         self.add_class("svdnb-studio")
         self.example.value = "boat"
@@ -104,7 +97,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             return
         self._running, self._stop = True, threading.Event()
         self._refresh_buttons()
-        work = (self._pipe, self._start, self.settings(), self._stop)
+        work = (self._pipe, self._start, self.settings())
         self._worker = threading.Thread(target=self._work, args=work, daemon=True)
         atexit.register(self._end)  # a process that ended in the middle of a step would abort
         self._worker.start()
@@ -130,21 +123,6 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         numbers["noise_aug_strength"] = round(numbers["noise_aug_strength"], 4)
         return VideoSettings.of(self._checkpoint, **numbers)
 
-    def use(self, card: Card) -> None:
-        """Set all controls as they were for this video."""
-        settings, start = card.video.settings, card.video.start
-        for name, value in _values(settings).items():
-            self._sliders[name].value = value
-        self.seed.value = settings.seed
-        if start.is_example:
-            self.example.value = start.source
-        else:
-            self._take(start)
-
-    def continue_from(self, card: Card) -> None:
-        """Let the next video start at the last frame of this one."""
-        self._take(Start(card.video.frames[-1], f"end of video {card.number}"))
-
     def close(self) -> None:
         """Stop the current video and release the pipeline and all videos."""
         if self._pipe is None:  # ipywidgets calls close() again when the panel is deleted
@@ -152,20 +130,17 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.stop()
         _PANELS.pop(self._pipe, None)
         self._pipe, self.cards = None, []
-        for widget in all_within(self):
-            if widget is not self:
-                widget.close()
+        close_within(self)
         super().close()
 
     # Build the widgets
 
     def _build(self) -> list[widgets.Widget]:
-        left = column(self._build_picture(), self._build_settings())
-        columns = widgets.HBox([left, column(self._build_video())])
-        columns.add_class("svdnb-columns")
-        self.comparison, self.gallery = widgets.Output(), widgets.VBox()
-        self.gallery.add_class("svdnb-gallery")
-        return [self._build_assets(), columns, self.comparison, self.gallery]
+        controls = widgets.VBox([self._build_picture(), self._build_settings()])
+        columns = [each.add_class("svdnb-column") for each in (controls, self._build_video())]
+        row = widgets.HBox(columns).add_class("svdnb-columns")
+        self.comparison, self.gallery = widgets.Output(), widgets.VBox().add_class("svdnb-gallery")
+        return [self._build_assets(), row, self.comparison, self.gallery]
 
     def _build_assets(self) -> widgets.Output:
         """Load the style, and the script that names the sliders and marks the usual ranges."""
@@ -188,7 +163,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         )
         self.picture_message, self.picture_view = widgets.HTML(), widgets.HTML()
         self.example.observe(self._on_example, "value")
-        self.upload.observe(self._on_upload, "value")
+        self.upload.observe(lambda change: self._load(change.new, "upload"), "value")
         choices = widgets.HBox([self.example, self.upload])
         return group("Picture", choices, self.picture_message, self.picture_view)
 
@@ -204,16 +179,16 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         )
         self.fps.add_class("svdnb-fps")
         self.noise_aug_strength.add_class("svdnb-noise")
-        for widget in (self.seed, *self._sliders.values()):
+        for widget in self._sliders.values():
             widget.observe(self._on_numbers, "value")
-        self.dice = button("Roll", self._on_dice, "a new seed", icon="random")
+        self.dice = button("Roll", self._roll, "a new seed", icon="random")
         self.remarks = widgets.HTML()
         legend = widgets.HTML(line("The green part of a slider is the usual range."))
         seed = widgets.HBox([self.seed, self.dice])
         return group("Settings", *self._sliders.values(), seed, legend, self.remarks)
 
     def _build_video(self) -> widgets.Widget:
-        self.generate_button = button("Generate", lambda _: self.generate(), icon="play")
+        self.generate_button = button("Generate", self.generate, icon="play")
         self.stop_button = button("Stop", self._on_stop, icon="stop")
         self.bar = widgets.FloatProgress(min=0, max=1)
         self.status = widgets.HTML(line("Ready.", "status"))
@@ -224,11 +199,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     # Generate in the worker thread
 
     def _work(
-        self,
-        pipe: StableVideoDiffusionPipeline,
-        start: Start,
-        settings: VideoSettings,
-        stop: threading.Event,
+        self, pipe: StableVideoDiffusionPipeline, start: Start, settings: VideoSettings
     ) -> None:
         began, card = time.monotonic(), None
         try:
@@ -238,7 +209,7 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
                     start.picture,
                     settings,
                     on_progress=lambda progress: self._on_progress(progress, preview),
-                    stop=stop,
+                    stop=self._stop,
                 )
             pictures = [Image.fromarray(frame) for frame in pixels(frames)]
             kept = recipe(settings, self._checkpoint, start.picture, start.source)
@@ -264,10 +235,10 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
                 return None
             self._made += 1
             card = Card(self._made, video, self.folder)
-            card.reuse_button.on_click(lambda _: self.use(card))
-            card.continue_button.on_click(lambda _: self.continue_from(card))
-            card.remove_button.on_click(lambda _: self._on_remove(card))
-            card.compared.observe(self._on_compare, "value")
+            card.reuse_button.on_click(lambda _: self._use(card))
+            card.continue_button.on_click(lambda _: self._continue_from(card))
+            card.remove_button.on_click(lambda _: self._remove(card))
+            card.compared.observe(self._show_comparison, "value")
             self.cards.insert(0, card)
             self._refresh_cards()
             return card
@@ -288,9 +259,6 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def _on_example(self, change: Any) -> None:
         if name := change.new:
             self._load(name, name, is_example=True)
-
-    def _on_upload(self, change: Any) -> None:
-        self._load(change.new, "upload")
 
     def _load(self, source: Any, words: str, is_example: bool = False) -> None:
         size = (self._checkpoint.width, self._checkpoint.height)
@@ -315,23 +283,40 @@ class Studio(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         remarks = _remarks(self.settings(), self._checkpoint.num_frames)
         self.remarks.value = "".join(map(line, remarks))
 
-    def _on_dice(self, _: Any) -> None:
+    def _roll(self) -> None:
         # SystemRandom, so that the learner's own random.seed() keeps its effect elsewhere.
         self.seed.value = random.SystemRandom().randint(0, 9999)
 
-    def _on_stop(self, _: Any) -> None:
+    def _on_stop(self) -> None:
         self.stop()
         self._say("Stopping at the end of this step ...", "status")
 
-    def _on_remove(self, card: Card) -> None:
+    # React to the buttons of the cards
+
+    def _use(self, card: Card) -> None:
+        """Set all controls as they were for this video."""
+        settings, start = card.video.settings, card.video.start
+        for name, value in _values(settings).items():
+            self._sliders[name].value = value
+        self.seed.value = settings.seed
+        if start.is_example:
+            self.example.value = start.source
+        else:
+            self._take(start)
+
+    def _continue_from(self, card: Card) -> None:
+        """Let the next video start at the last frame of this one."""
+        self._take(Start(card.video.frames[-1], f"end of video {card.number}"))
+
+    def _remove(self, card: Card) -> None:
         with self._lock:
             self.cards.remove(card)
             self._refresh_cards()
         card.compared.value = False
-        for widget in all_within(card):
-            widget.close()
+        close_within(card)
+        card.close()
 
-    def _on_compare(self, _: Any) -> None:
+    def _show_comparison(self, _: Any) -> None:
         chosen = [card for card in self.cards if card.compared.value]
         videos = {f"{c.label}, {c.video.summary()}": c.video.clip for c in reversed(chosen)}
         self.comparison.outputs = ()
@@ -355,22 +340,21 @@ def _values(settings: VideoSettings) -> dict[str, Any]:
     return {name: getattr(settings, name, guidance) for name in SLIDERS}
 
 
-def _remarks(settings: VideoSettings, trained_frames: int) -> list[str]:
+def _remarks(settings: VideoSettings, trained_frames: int) -> Iterator[str]:
     """Say which settings the model has rarely or never seen in training."""
     (slow, fast), (low, high) = USUAL_FPS, USUAL_NOISE
-    fps, noise = settings.fps, settings.noise_aug_strength
-    remarks = {
-        f"fps {fps} is outside the usual range, {slow} to {fast}.": not slow <= fps <= fast,
-        # diffusers' default of 0.02 is slightly below the range and needs no remark.
-        f"Noise strength {noise:g} was rare in training: 90% of the clips had {low} to {high}.": (
-            not 0.9 * low <= noise <= high
-        ),
-        f"The checkpoint was trained to generate {trained_frames} frames.": (
-            settings.num_frames < trained_frames
-        ),
-        "With guidance above 1, the UNet runs twice in each step.": settings.max_guidance_scale > 1,
-    }
-    return [remark for remark, applies in remarks.items() if applies]
+    if not slow <= settings.fps <= fast:
+        yield f"fps {settings.fps} is outside the usual range, {slow} to {fast}."
+    # diffusers' default of 0.02 is slightly below the range and needs no remark.
+    if not 0.9 * low <= settings.noise_aug_strength <= high:
+        yield (
+            f"Noise strength {settings.noise_aug_strength:g} was rare in training: 90% of the "
+            f"clips had {low} to {high}."
+        )
+    if settings.num_frames < trained_frames:
+        yield f"The checkpoint was trained to generate {trained_frames} frames."
+    if settings.max_guidance_scale > 1:
+        yield "With guidance above 1, the UNet runs twice in each step."
 
 
 def _in_words(progress: Progress) -> str:

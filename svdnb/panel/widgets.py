@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
 
@@ -13,13 +13,13 @@ from svdnb.videos import data_uri, picture_bytes
 
 
 def button(
-    text: str, action: Callable[[Any], None] | None = None, about: str = "", icon: str = ""
+    text: str, action: Callable[[], None] | None = None, about: str = "", icon: str = ""
 ) -> Any:
     """Make a button. `about` tells buttons with the same text apart in a screen reader."""
     made = widgets.Button(description=text, icon=icon, tooltip=f"{text}: {about}" if about else "")
     made.layout.width = "auto"
     if action:
-        made.on_click(action)
+        made.on_click(lambda _: action())
     return made
 
 
@@ -56,14 +56,8 @@ def group(title: str, *inside: widgets.Widget) -> widgets.VBox:
     return widgets.VBox([widgets.HTML(f"<h3>{title}</h3>"), *inside])
 
 
-def column(*inside: widgets.Widget) -> widgets.VBox:
-    made = widgets.VBox(list(inside))
-    made.add_class("svdnb-column")
-    return made
-
-
-def all_within(widget: widgets.Widget) -> Iterator[widgets.Widget]:
-    """Yield a widget and everything inside it, the innermost first."""
+def close_within(widget: widgets.Widget) -> None:
+    """Close everything inside a widget: ipywidgets keeps open widgets in memory for ever."""
     for child in getattr(widget, "children", ()):
-        yield from all_within(child)
-    yield widget
+        close_within(child)
+        child.close()
