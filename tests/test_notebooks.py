@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-import importlib
+import pkgutil
 import re
 import statistics
 from contextlib import redirect_stdout
@@ -86,21 +86,7 @@ def test_the_first_cell_installs_this_version_where_it_is_missing(path: Path) ->
 def test_uses_names_that_exist_and_are_public(path: Path) -> None:
     for name in style.names_used(style.read(path)):
         assert "._" not in name
-        assert exists(name), name
-
-
-def exists(dotted: str) -> bool:
-    found: Any = svdnb
-    parts = dotted.split(".")
-    for number, part in enumerate(parts[1:], start=2):
-        if not hasattr(found, part):
-            try:
-                found = importlib.import_module(".".join(parts[:number]))
-            except ImportError:
-                return False
-        else:
-            found = getattr(found, part)
-    return True
+        pkgutil.resolve_name(name)  # raises an exception that names what is missing
 
 
 @every_lesson

@@ -3,6 +3,8 @@
 Source: https://huggingface.co/docs/diffusers/using-diffusers/svd (Apache-2.0).
 """
 
+from textwrap import indent
+
 INSTALL = "pip install -U diffusers transformers accelerate"
 ADDRESS = "https://huggingface.co/docs/diffusers/using-diffusers/svd"
 
@@ -28,39 +30,25 @@ export_to_video(frames, "generated.mp4", fps=7)
 """
 _OFFLOAD = "pipe.enable_model_cpu_offload()\n"
 _CALL = "frames = pipe(image, decode_chunk_size=8, generator=generator).frames[0]\n"
-
-COMPILE = """\
--pipe.enable_model_cpu_offload()
-+pipe.to("cuda")
-+pipe.unet = torch.compile(pipe.unet, mode="reduce-overhead", fullgraph=True)
+_COMPILE = """\
+pipe.to("cuda")
+pipe.unet = torch.compile(pipe.unet, mode="reduce-overhead", fullgraph=True)
 """
-COMPILED = FIRST.replace(
-    _OFFLOAD,
-    'pipe.to("cuda")\npipe.unet = torch.compile(pipe.unet, mode="reduce-overhead", '
-    "fullgraph=True)\n",
-)
-LESS_MEMORY = """\
--pipe.enable_model_cpu_offload()
--frames = pipe(image, decode_chunk_size=8, generator=generator).frames[0]
-+pipe.enable_model_cpu_offload()
-+pipe.unet.enable_forward_chunking()
-+frames = pipe(image, decode_chunk_size=2, generator=generator, num_frames=25).frames[0]
+_CHUNK = f"{_OFFLOAD}pipe.unet.enable_forward_chunking()\n"
+_SMALL = "frames = pipe(image, decode_chunk_size=2, generator=generator, num_frames=25).frames[0]\n"
+_LIVELY = """\
+frames = pipe(image, decode_chunk_size=8, generator=generator, motion_bucket_id=180, \
+noise_aug_strength=0.1).frames[0]
 """
-SMALL = FIRST.replace(_OFFLOAD, f"{_OFFLOAD}pipe.unet.enable_forward_chunking()\n").replace(
-    _CALL,
-    "frames = pipe(image, decode_chunk_size=2, generator=generator, num_frames=25).frames[0]\n",
-)
-SECOND = FIRST.replace(
-    _CALL,
-    "frames = pipe(image, decode_chunk_size=8, generator=generator, motion_bucket_id=180, "
-    "noise_aug_strength=0.1).frames[0]\n",
-)
 
 PROGRAMS = {
-    "02_torch_compile": COMPILED,
-    "03_memory_under_8gb": SMALL,
-    "04_micro_conditioning": SECOND,
+    "02_torch_compile": FIRST.replace(_OFFLOAD, _COMPILE),
+    "03_memory_under_8gb": FIRST.replace(_OFFLOAD, _CHUNK).replace(_CALL, _SMALL),
+    "04_micro_conditioning": FIRST.replace(_CALL, _LIVELY),
 }
 """The program of each notebook; the others show the first one."""
-CHANGES = {"02_torch_compile": COMPILE, "03_memory_under_8gb": LESS_MEMORY}
+CHANGES = {
+    "02_torch_compile": f"-{_OFFLOAD}" + indent(_COMPILE, "+"),
+    "03_memory_under_8gb": f"-{_OFFLOAD}-{_CALL}" + indent(_CHUNK + _SMALL, "+"),
+}
 """What the guide says to change in its first program."""
