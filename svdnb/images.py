@@ -46,7 +46,7 @@ def load_image(source: Source, size: tuple[int, int] = (1024, 576)) -> Image.Ima
     """Read a picture, turn it upright, and crop and resize it to `size`.
 
     source: a path, an http(s) URL, bytes, the value of an `ipywidgets.FileUpload`, a PIL image, an
-    array (height, width[, 1, 3 or 4]) of uint8 or of floats in [0, 1], or the name of an example.
+    array (height, width[, 3 or 4]) of uint8 or of floats in [0, 1], or the name of an example.
     size: (width, height) in pixels. The crop is taken from the middle; nothing is stretched.
     Transparency becomes white. Of an animation or of several uploads, the first picture is used.
     A JPEG above 40 megapixels is reduced while it is decoded.
@@ -115,25 +115,18 @@ def _opened(source: Source) -> Image.Image:
         return _decoded(bytes(source), "The data")
     if isinstance(source, (str, os.PathLike)):
         return _named(os.fsdecode(source))
-    uploads = _uploads(source)
-    if uploads is None:
-        raise Error(
-            f"An object of type {type(source).__name__} is not a picture. Pass a path, a "
-            "URL, bytes, a PIL image, an array, or the name of an example."
-        )
-    if not uploads:
-        raise Error("Nothing was uploaded yet. Choose a file, then run this again.")
-    return _decoded(bytes(uploads[0]["content"]), "The uploaded file")
-
-
-def _uploads(value: Any) -> list[Any] | None:
-    """Return the entries of an `ipywidgets.FileUpload`: a tuple, or a dict before ipywidgets 8."""
-    if isinstance(value, Mapping):
-        value = [value] if "content" in value else list(value.values())
-    is_upload = isinstance(value, (list, tuple)) and all(
-        isinstance(entry, Mapping) and "content" in entry for entry in value
+    uploads = source
+    if isinstance(source, Mapping):  # one upload, or all of them before ipywidgets 8
+        uploads = [source] if "content" in source else [*source.values()]
+    if isinstance(uploads, (list, tuple)):
+        if not uploads:
+            raise Error("Nothing was uploaded yet. Choose a file, then run this again.")
+        if isinstance(uploads[0], Mapping) and "content" in uploads[0]:
+            return _decoded(bytes(uploads[0]["content"]), "The uploaded file")
+    raise Error(
+        f"An object of type {type(source).__name__} is not a picture. Pass a path, a URL, bytes, a "
+        "PIL image, an array, or the name of an example."
     )
-    return list(value) if is_upload else None
 
 
 def _named(name: str) -> Image.Image:
@@ -145,10 +138,8 @@ def _named(name: str) -> Image.Image:
 
 
 def _read(name: str) -> bytes:
-    path = expanded(name)
     try:
-        if path.is_dir():
-            raise Error(f"{path} is a folder. Pass one picture in it.")
+        path = expanded(name)
         if not path.is_file():
             raise Error(
                 f"There is no picture {name!r}. Check the path, or use an example: "
@@ -228,8 +219,6 @@ def _is_public(host: str) -> bool:
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:
-    if not data:
-        raise Error(f"{name} is empty. Pass a picture, such as a JPEG or PNG file.")
     if len(data) > MAX_BYTES:
         raise Error(f"{name} is larger than {MAX_BYTES >> 20} MiB. Pass a smaller picture.")
     try:
@@ -259,17 +248,12 @@ def _unreadable(name: str, error: Exception) -> Error:
 
 
 def _from_array(pixels: NDArray[Any]) -> Image.Image:
-    shape = pixels.shape
-    if pixels.ndim == 3 and shape[2] == 1:
-        pixels = pixels[..., 0]
-    is_colour = pixels.ndim == 3 and shape[2] in (3, 4)
+    is_colour = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
     if pixels.size == 0 or not (pixels.ndim == 2 or is_colour):
         raise Error(
-            f"An array of shape {shape} is not a picture. Pass (height, width), or "
+            f"An array of shape {pixels.shape} is not a picture. Pass (height, width), or "
             "(height, width, 3) with colours."
         )
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.float32)
     values = checked_values(pixels, "The array")
     if values.dtype != np.uint8:
         values = (values * 255).round().astype(np.uint8)
@@ -280,8 +264,6 @@ def _rgb(picture: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         picture = _deep_to_8_bits(picture)
-    if picture.mode == "La":  # premultiplied alpha: Pillow converts it to LA only
-        picture = picture.convert("LA")
     if picture.has_transparency_data:
         colours = picture.convert("RGBA")
         picture = Image.new("RGB", colours.size, "white")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
@@ -16,6 +15,7 @@ from svdnb.errors import Error
 from svdnb.videos import (
     FIT,
     Clip,
+    Display,
     Frames,
     data_uri,
     encode,
@@ -31,21 +31,7 @@ PLAYER_WIDTH = 384
 """Minimum width in CSS pixels: a browser's own controls hide the picture of a narrower player."""
 
 
-@dataclass(frozen=True, repr=False)
-class Player:
-    """A player: a notebook draws its `html`; `text` says the same in words, and is printed."""
-
-    html: str
-    text: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def show(video: Video, fps: float = 7, label: str | None = None) -> Player:
+def show(video: Video, fps: float = 7, label: str | None = None) -> Display:
     """Play one video: frames, a `Clip`, or an H.264 mp4 file.
 
     fps is in frames per second and applies to frames only. The video is stored in the notebook. It
@@ -63,7 +49,7 @@ def compare(
     videos: Mapping[str, Video | Image.Image],
     fps: float = 7,
     columns: int | None = None,
-) -> Player:
+) -> Display:
     """Play labelled videos side by side, in sync, with one set of controls and the keyboard.
 
     Space plays and pauses, the arrows step by one frame, Home and End jump. A `PIL.Image` among
@@ -75,8 +61,6 @@ def compare(
     """
     if not videos:
         raise Error("There is nothing to compare. Pass at least one video: {'label': frames}.")
-    if columns is not None and columns < 1:
-        raise Error(f"columns is {columns}. Pass 1 or more, or leave it out.")
     columns = min(columns or (2 if len(videos) == 4 else 3), len(videos))
     cells = [_cell(str(label), video, fps) for label, video in videos.items()]
     summary = f"{len(cells)} side by side. " + ". ".join(cell.text for cell in cells)
@@ -86,8 +70,7 @@ def compare(
     return _player(grid, summary, f'role="group" aria-label="{escape(summary)}" style="{style}"')
 
 
-@dataclass(frozen=True)
-class _Cell:
+class _Cell(NamedTuple):
     """One video or picture of a comparison, its text alternative, and its width in CSS pixels."""
 
     html: str
@@ -139,7 +122,7 @@ def _figure(tag: str, caption: str) -> str:
     return f"<figure>{tag}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _player(content: str, text: str, attributes: str = "") -> Player:
+def _player(content: str, text: str, attributes: str = "") -> Display:
     """Build the HTML: `content` works without scripts; the script finds it by a unique id."""
     assets = files("svdnb") / "assets"
     style = (assets / "player.css").read_text(encoding="utf-8")
@@ -150,4 +133,4 @@ def _player(content: str, text: str, attributes: str = "") -> Player:
         f'<div class="svdnb-player" id="{identity}" {attributes}>{content}</div>'
         f'<script>({script})("{identity}")</script>'
     )
-    return Player(html, text)
+    return Display(html, text)

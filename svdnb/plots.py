@@ -115,11 +115,8 @@ def stage_bars(stages: Mapping[str, StageTimes]) -> Chart:
     return _chart(figure, f"Seconds of each stage of a video. {told}.")
 
 
-def roofline_chart(roof: Roofline, seconds: Mapping[str, float] | None = None) -> Chart:
-    """Draw what each kind of operation reaches, under the peak of this machine (the roofline).
-
-    seconds: of whole runs by label, each drawn as a line.
-    """
+def roofline_chart(roof: Roofline) -> Chart:
+    """Draw what each kind of operation reaches, under the peak of this machine (the roofline)."""
     figure, (panel,) = _canvas(1, (9, 4))
     peak = f"peak: {roof.ceiling:.3g} TFLOP/s, {roof.bandwidth / 1e9:.3g} GB/s"
     intensities = np.geomspace(0.1, 1e4, 200)
@@ -135,10 +132,6 @@ def roofline_chart(roof: Roofline, seconds: Mapping[str, float] | None = None) -
             panel.scatter(
                 work.tflop * 1e12 / work.moved, reached, 80, marker=marker, alpha=0.7, label=text
             )
-        told.append(text)
-    for (label, took), style in zip((seconds or {}).items(), cycle(["--", ":", "-."])):
-        text = f"{label}, whole: {roof.share(took):.0%} of the peak"
-        panel.axhline(roof.tflop / took, color="gray", linestyle=style, label=_plain(text))
         told.append(text)
     panel.set(xscale="log", yscale="log", ylabel="TFLOP/s", xlabel="operations per byte moved")
     panel.set_ylim(roof.ceiling / 300, roof.ceiling * 2)

@@ -10,7 +10,6 @@ import base64
 import json
 import math
 import os
-import re
 import subprocess
 import tempfile
 import uuid
@@ -18,10 +17,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import svdnb
 from svdnb.errors import Error, first_line
-from svdnb.images import MAX_SIDE, checked_values, expanded
+from svdnb.images import checked_values, expanded
 
 Frames: TypeAlias = Sequence[Image.Image] | NDArray[Any]
 
@@ -39,9 +37,11 @@ CLEAR_SIDE = 288
 WIDEST = 4096
 """No video is enlarged beyond this side by itself, in pixels: many players decode no more."""
 
-START_S, PIXELS_PER_S = 60, 100_000
-"""Time limit of ffmpeg: a minute, and 1 s for so many pixels. A core encodes about 100 times as
-many."""
+TIMEOUT_S = 600
+"""Time limit of a call of ffmpeg. A core encodes about 10 million pixels a second."""
+
+HEAD = 2**20
+"""The settings are within so many bytes from the start of a file: they come before the frames."""
 
 FIT = 'style="max-width:100%;height:auto"'
 """Inline, because a notebook that is not trusted loses style sheets but keeps this."""
@@ -99,18 +99,14 @@ class Clip:
 
 
 @dataclass(frozen=True, repr=False)
-class Filmstrip:
-    """Frames in a row: the `image`, and a `text` for readers who cannot see it."""
+class Display:
+    """What a notebook draws as `html`, and prints as `text`, which says the same in words."""
 
-    image: Image.Image
+    html: str
     text: str
 
     def _repr_html_(self) -> str:
-        source = data_uri("image/png", self._repr_png_())
-        return f'<img alt="{escape(self.text)}" src="{source}" {FIT}>'
-
-    def _repr_png_(self) -> bytes:
-        return picture_bytes(self.image, "PNG")
+        return self.html
 
     def __repr__(self) -> str:
         return self.text
@@ -120,7 +116,6 @@ def save(
     frames: Frames,
     path: str | os.PathLike[str],
     fps: float = 7,
-    scale: int | Literal["auto"] = "auto",
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -129,66 +124,33 @@ def save(
     Encodes as `encode` does and writes as `Clip.write` does: a file that svdnb did not make is not
     replaced unless `overwrite` is set. Raises Error as they do.
     """
-    return encode(frames, fps, scale, settings).write(path, overwrite)
+    return encode(frames, fps, settings).write(path, overwrite)
 
 
-def encode(
-    frames: Frames,
-    fps: float = 7,
-    scale: int | Literal["auto"] = "auto",
-    settings: Mapping[str, Any] | None = None,
-) -> Clip:
+def encode(frames: Frames, fps: float = 7, settings: Mapping[str, Any] | None = None) -> Clip:
     """Encode frames as H.264 (yuv420p, BT.709), which every browser plays.
 
-    fps is in frames per second. scale is a whole factor; "auto" enlarges small videos until the
-    shorter side has 288 pixels or more. An odd side grows by one replicated pixel. settings travel
-    with the file, as JSON in its comment; `settings_of` reads them. The same frames and settings
-    give the same bytes.
+    fps is in frames per second. Small videos are enlarged by a whole factor until the shorter side
+    has 288 pixels or more. An odd side grows by one replicated pixel. settings travel with the
+    file, as JSON in its comment; `settings_of` reads them. The same frames and settings give the
+    same bytes.
 
-    Raises Error for frames, fps, a scale or settings that cannot be used, and if ffmpeg fails.
+    Raises Error for frames or fps that cannot be used, and if ffmpeg fails.
     """
-    shown = _even(enlarged(pixels(frames), scale))
-    if not isinstance(fps, (int, float, np.integer, np.floating)) or not 0.01 <= fps <= 240:
+    shown = _even(enlarged(pixels(frames)))
+    if not isinstance(fps, (int, float, np.number)) or not 0.01 <= fps <= 240:
         raise Error(f"fps is {fps!r}. Pass frames per second, up to 240, for example 7.")
     fps = float(fps)
-    count, height, width, _ = shown.shape
+    comment = json.dumps({**(settings or {}), "play_fps": fps, "svdnb": svdnb.__version__})
     try:
-        comment = json.dumps({**(settings or {}), "play_fps": fps, "svdnb": svdnb.__version__})
-    except (TypeError, ValueError) as error:
-        raise Error(
-            f"The settings do not fit into JSON ({error}). Pass numbers and text."
-        ) from error
-    raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {Fraction(fps).limit_denominator()}"
-    h264 = (
-        # If the file does not name its colour space, players guess, and colours shift.
-        "-vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,"
-        "setparams=colorspace=bt709:color_primaries=bt709:color_trc=iec61966-2-1:range=tv "
-        # One thread gives the same bytes every time; without B-frames the first frame is at 0 s.
-        "-c:v libx264 -pix_fmt yuv420p -crf 17 -bf 0 -threads 1 -fflags +bitexact -f nut pipe:1"
-    )
-    mp4 = (
-        "-f nut -i pipe:0 -c copy -map_metadata -1 -fflags +bitexact -movflags +faststart -metadata"
-    )
-    try:
-        # Through a pipe, so that ffmpeg ends and leaves nothing if this process is killed; only the
-        # step to mp4, which takes a moment, needs a file.
-        limit = START_S + shown.size / 3 / PIXELS_PER_S
-        stream = _ffmpeg([*f"{raw} -i pipe:0 {h264}".split()], shown.tobytes(), limit)
-        with tempfile.TemporaryDirectory(prefix="svdnb-") as folder:
-            file = Path(folder) / "video.mp4"
-            _ffmpeg([*mp4.split(), f"comment={comment}", str(file)], stream, START_S)
-            # It may end without a complaint and without a film, too.
-            frames_in = ["-f", "mov", "-i", str(file), "-c", "copy", "-f", "framecrc", "pipe:1"]
-            lines = _ffmpeg(frames_in, b"", START_S).splitlines()
-            if sum(not line.startswith(b"#") for line in lines) != count:
-                raise RuntimeError("ffmpeg wrote another number of frames")
-            content = file.read_bytes()
+        mp4 = _mp4(shown, fps, comment)
     except (OSError, RuntimeError) as error:
         raise Error(
             f"The video could not be encoded ({first_line(error)}). Check the space left for "
             "temporary files, and run: python -m svdnb doctor"
         ) from error
-    return Clip(content, first_frame(shown), width, height, count, fps)
+    count, height, width, _ = shown.shape
+    return Clip(mp4, first_frame(shown), width, height, count, fps)
 
 
 def settings_of(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -196,16 +158,14 @@ def settings_of(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
     Raises Error if there is no such file.
     """
-    path = expanded(path)
-    if not path.is_file():
-        raise Error(f"There is no file {path}. Check the path.")
-    # Only as mp4: other formats may make ffmpeg open what they name, such as a URL.
-    command = ["-f", "mov", "-i", str(path.absolute()), "-f", "ffmetadata", "pipe:1"]
+    path = _existing(path)
     try:
-        text = _ffmpeg(command, b"", START_S).decode(errors="replace")
-        comment = re.search("^comment=(.*)$", text, re.MULTILINE)
-        kept = json.loads(re.sub(r"\\(.)", r"\1", comment[1])) if comment else None
-    except (RuntimeError, ValueError):  # no mp4; somebody else's comment
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        # After the comment's name: the size of what follows, 12 bytes for its type, the text.
+        _, _, atom = head.partition(b"\xa9cmt")
+        kept = json.loads(atom[16 : int.from_bytes(atom[:4], "big")])
+    except (OSError, ValueError, RecursionError):  # unreadable; no comment, or somebody else's
         return None
     return kept if isinstance(kept, dict) and "svdnb" in kept else None
 
@@ -217,9 +177,8 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
     """
     from imageio_ffmpeg import read_frames
 
-    path = expanded(path)
-    if not path.is_file():
-        raise Error(f"There is no file {path}. Write it first: svdnb.save(frames, {path.name!r}).")
+    path = _existing(path)
+    # Only as mp4: other formats may make ffmpeg open what they name, such as a URL.
     reader = read_frames(str(path.absolute()), input_params=["-f", "mov"])
     try:
         about = next(reader)
@@ -240,35 +199,28 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
     return clip
 
 
-def filmstrip(
-    frames: Frames, count: int = 7, width: int | None = None, labels: bool = True
-) -> Filmstrip:
-    """Lay evenly spaced frames in a row, including the first and the last.
+def filmstrip(frames: Frames, count: int = 7) -> Display:
+    """Lay evenly spaced frames in a row, including the first and the last, with their numbers.
 
-    width is that of the whole strip in pixels; by default 160 per frame. labels writes each frame's
-    number, counted from 1, where there is room. The gaps are transparent.
-
-    Raises Error for frames that cannot be used, a count below 2, or a width too small.
+    The numbers count from 1. The gaps are transparent. Raises Error for frames that cannot be used,
+    and for a count below 2.
     """
     images = pixels(frames)
     if count < 2:
         raise Error(f"count is {count}. A filmstrip needs 2 frames or more.")
-    total = len(images)
+    total, frame_height, frame_width, _ = images.shape
     chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
-    gap = 4
-    width = width or 160 * len(chosen) + gap * (len(chosen) - 1)
-    frame_width = (width - gap * (len(chosen) - 1)) // len(chosen)
-    if frame_width < 8:
-        raise Error(f"width is {width}, too narrow for {len(chosen)} frames. Pass more.")
-    size = (frame_width, max(1, round(frame_width * images.shape[1] / images.shape[2])))
-    strip = Image.new("RGBA", (width, size[1]))
+    width, gap = 160, 4
+    height = max(1, round(width * frame_height / frame_width))
+    strip = Image.new("RGBA", (len(chosen) * (width + gap) - gap, height))
     for place, index in enumerate(chosen):
-        picture = Image.fromarray(images[index]).resize(size, Image.Resampling.LANCZOS)
-        if labels and size[0] >= 48 and size[1] >= 32:
-            _write_number(picture, int(index) + 1)
-        strip.paste(picture, (place * (frame_width + gap), 0))
+        picture = Image.fromarray(images[index]).resize((width, height), Image.Resampling.LANCZOS)
+        _write_number(picture, index + 1)
+        strip.paste(picture, (place * (width + gap), 0))
     numbers = ", ".join(str(index + 1) for index in chosen)
-    return Filmstrip(strip, f"Filmstrip, left to right: frames {numbers} of {total}")
+    text = f"Filmstrip, left to right: frames {numbers} of {total}"
+    source = data_uri("image/png", picture_bytes(strip, "PNG"))
+    return Display(f'<img alt="{text}" src="{source}" {FIT}>', text)
 
 
 # --- frames ---------------------------------------------------------------------------------------
@@ -300,48 +252,28 @@ def as_array(frames: Frames) -> NDArray[Any]:
 
 
 def _stacked(frames: Any) -> NDArray[Any]:
-    if not isinstance(frames, Sequence) or isinstance(frames, (str, bytes)):
+    if not isinstance(frames, (list, tuple)):
         raise Error(f"A {type(frames).__name__} is not a list of frames. Pass [frame, frame, ...].")
     if not frames:
         raise Error("There are no frames. Pass at least one, for example pipe(...).frames[0].")
-    arrays: list[NDArray[Any]] = []
-    for number, frame in enumerate(frames, start=1):
-        if isinstance(frame, Image.Image) and frame.mode != "RGB":
-            raise Error(
-                f"Frame {number} has mode {frame.mode}. Convert it to RGB: frame.convert('RGB')."
-            )
-        try:
-            arrays.append(np.asarray(frame))
-        except Exception as error:  # a file that PIL has opened, but not read, may be damaged
-            raise Error(
-                f"Frame {number} cannot be read ({first_line(error)}). Pass RGB pictures."
-            ) from error
-        if arrays[-1].shape != arrays[0].shape:
-            raise Error(
-                f"Frame {number} differs in size from frame 1. Resize all frames to one size."
-            )
-    return np.stack(arrays)
+    try:
+        return np.stack([np.asarray(frame) for frame in frames])
+    except Exception as error:  # a file that PIL has opened, but not read, may be damaged
+        raise Error(
+            f"The frames do not make a video ({first_line(error)}). Pass RGB pictures of one size."
+        ) from error
 
 
-def enlarged(pixels: NDArray[np.uint8], scale: int | Literal["auto"] = "auto") -> NDArray[np.uint8]:
-    """Enlarge frames by a whole factor.
+def enlarged(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Enlarge frames by a whole factor, so that a player shows them clearly.
 
-    "auto" makes the shorter side at least 288 pixels, if the longer one stays within 4096.
+    The shorter side gets at least 288 pixels, if the longer one stays within 4096.
     """
     height, width = pixels.shape[1:3]
-    if scale == "auto":
-        within = max(1, WIDEST // max(height, width))
-        scale = min(math.ceil(CLEAR_SIDE / min(height, width)), within)
-    if not isinstance(scale, int) or scale < 1:
-        raise Error(f"scale is {scale!r}. Pass 'auto' or a whole number, 1 or more.")
-    size = (width * scale, height * scale)
-    if max(size) > MAX_SIDE:
-        raise Error(
-            f"The video would have {size[0]}x{size[1]} pixels, but H.264 ends at {MAX_SIDE}. "
-            "Make it smaller, or pass a smaller scale."
-        )
-    if scale == 1:
+    scale = min(math.ceil(CLEAR_SIDE / min(height, width)), WIDEST // max(height, width))
+    if scale <= 1:
         return pixels
+    size = (width * scale, height * scale)
     # Lanczos keeps edges crisp without the staircases of repeated pixels.
     return np.stack(
         [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in pixels]
@@ -357,26 +289,53 @@ def _even(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 # --- files and bytes ------------------------------------------------------------------------------
 
 
-def _ffmpeg(command: Sequence[str], stdin: bytes, seconds: float) -> bytes:
+def _mp4(shown: NDArray[np.uint8], fps: float, comment: str) -> bytes:
+    """Encode frames; raises OSError or RuntimeError if ffmpeg fails or the disk is full."""
+    count, height, width, _ = shown.shape
+    raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {Fraction(fps).limit_denominator()}"
+    h264 = (
+        # If the file does not name its colour space, players guess, and colours shift.
+        "-vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,"
+        "setparams=colorspace=bt709:color_primaries=bt709:color_trc=iec61966-2-1:range=tv "
+        # One thread gives the same bytes every time; without B-frames the first frame is at 0 s.
+        "-c:v libx264 -pix_fmt yuv420p -crf 17 -bf 0 -threads 1 -fflags +bitexact -f nut pipe:1"
+    )
+    mp4 = "-f nut -i pipe:0 -c copy -map_metadata -1 -fflags +bitexact -movflags +faststart"
+    # Through a pipe, so that ffmpeg ends and leaves nothing if this process is killed; only the
+    # step to mp4, which takes a moment, needs a file.
+    stream = _ffmpeg(f"{raw} -i pipe:0 {h264}".split(), shown.tobytes())
+    with tempfile.TemporaryDirectory(prefix="svdnb-") as folder:
+        file = Path(folder) / "video.mp4"
+        _ffmpeg([*mp4.split(), "-metadata", f"comment={comment}", str(file)], stream)
+        # It may end without a complaint and without a film, too.
+        frames_in = ["-f", "mov", "-i", str(file), "-c", "copy", "-f", "framecrc", "pipe:1"]
+        lines = _ffmpeg(frames_in).splitlines()
+        if sum(not line.startswith(b"#") for line in lines) != count:
+            raise RuntimeError("ffmpeg wrote another number of frames")
+        return file.read_bytes()
+
+
+def _ffmpeg(command: Sequence[str], stdin: bytes = b"") -> bytes:
     """Run ffmpeg and return what it prints. Raises RuntimeError if it fails or takes too long."""
     from imageio_ffmpeg import get_ffmpeg_exe
 
+    # imageio's own writer ignores ffmpeg's exit status, so it would not notice a full disk.
+    command = [get_ffmpeg_exe(), "-y", "-v", "error", *command]
     try:
-        exe = get_ffmpeg_exe()
-        # imageio's own writer ignores ffmpeg's exit status, so it would not notice a full disk.
-        done = subprocess.run(
-            [exe, "-y", "-v", "error", *command], input=stdin, capture_output=True, timeout=seconds
-        )
-    except (OSError, RuntimeError) as error:
-        raise Error(
-            f"ffmpeg could not be started ({error}). Run: pip install imageio-ffmpeg"
-        ) from error
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"ffmpeg was not done after {seconds:.0f} s") from None
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"ffmpeg was not done after {error.timeout:g} s") from None
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()[-500:]
         raise RuntimeError(f"ffmpeg: {said or f'exit status {done.returncode}'}")
     return done.stdout
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    path = expanded(path)
+    if not path.is_file():
+        raise Error(f"There is no file {path}. Check the path.")
+    return path
 
 
 def free_name(path: Path) -> Path:

@@ -93,15 +93,17 @@ def server() -> Iterator[str]:
 def test_every_kind_of_source_gives_the_same_picture(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     for home in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(home, str(tmp_path))
     picture = quarters()
-    data, file = encoded(picture), tmp_path / "my picture.png"
+    data, file = encoded(picture), tmp_path / "~my picture.png"
     file.write_bytes(data)
     upload = {"name": "a.png", "type": "image/png", "size": len(data), "content": memoryview(data)}
     values, url = np.asarray(picture), f"{server}/picture"
     sources = (
-        picture, data, bytearray(data), memoryview(data), file, str(file), "~/my picture.png",
+        picture, data, bytearray(data), memoryview(data), file, str(file), "~/~my picture.png",
+        "./~my picture.png",
         url, url.replace("http", "HTTP"), f"{server}/moved", f"{server}/mein Übild.png#top",
         (upload,), upload,
         {"a.png": {"metadata": {}, "content": data}}, values, values / 255,
@@ -143,12 +145,6 @@ def test_passwords_and_keys_are_not_repeated(server: str, url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_names_with_a_tilde_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    quarters().save("~tmp.png")
-    assert load_image("./~tmp.png", SIZE).tobytes() == load_image(quarters(), SIZE).tobytes()
-
-
 def test_examples_are_found_by_name() -> None:
     assert {"rocket", "boat"} <= set(example_images())
     for name, file in example_images().items():
@@ -162,10 +158,10 @@ def test_examples_are_found_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "La", "P", "PA", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"]
+    "mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"]
 )
 def test_every_mode_keeps_its_colour(mode: str) -> None:
-    by_way_of = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}.get(mode, mode)
+    by_way_of = {"PA": "RGBA", "RGBa": "RGBA"}.get(mode, mode)
     red = Image.new("RGB", (4, 4), RED).convert(by_way_of).convert(mode)
     found = load_image(red, (4, 4)).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     if mode == "1":  # dithered: neither black nor white
@@ -216,13 +212,6 @@ def test_photos_of_every_orientation_are_turned_upright() -> None:
         assert corners(load_image(encoded(turned, exif=exif), (32, 32))) == corners(picture)
 
 
-def test_the_callers_picture_is_left_alone() -> None:
-    picture = quarters()
-    before = picture.tobytes()
-    load_image(picture, picture.size).putpixel((0, 0), (1, 2, 3))
-    assert picture.tobytes() == before
-
-
 # --- shape ----------------------------------------------------------------------------------------
 
 
@@ -231,7 +220,7 @@ def test_a_circle_stays_a_circle_in_the_middle(shape: tuple[int, int]) -> None:
     width, height = shape
     y, x = np.mgrid[:height, :width]
     disc = np.hypot(x - (width - 1) / 2, y - (height - 1) / 2) < 20
-    found = np.asarray(load_image(disc, (128, 72)))[..., 0] > 127
+    found = np.asarray(load_image(disc.astype(float), (128, 72)))[..., 0] > 127
     rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
     assert abs(len(rows) - len(columns)) <= 2
     assert abs(rows.mean() - 35.5) <= 1
@@ -281,8 +270,7 @@ CUT_OFF = encoded(quarters(200, 200), "JPEG")[:900]
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        (b"", "is empty"),
-        (b"hello", "unknown format"),
+        (b"", "unknown format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unknown format"),  # Ghostscript's
         (b"P6 1 1 255 abc", "unknown format"),
         (CUT_OFF, r"The data is not a readable picture \(.+\)"),
@@ -294,13 +282,13 @@ CUT_OFF = encoded(quarters(200, 200), "JPEG")[:900]
         ("no such picture", "There is no picture"),
         ("~nobody-of-this-name/a.png", "There is no picture|could not be read"),
         ("x" * 5000, "could not be read"),
-        ("a\0b", "There is no picture|could not be read"),
-        ("", "is a folder"),
+        (str(Path(__file__).parent), "There is no picture"),
+        ("~a\0b.png", "could not be read"),
         (np.zeros((4, 4, 2)), r"shape \(4, 4, 2\)"),
         (np.zeros((0, 4, 3)), r"shape \(0, 4, 3\)"),
         (np.full((4, 4), np.nan), "NaN"),
         (np.full((4, 4), 300.0), "from 300 to 300"),
-        (np.zeros((4, 4), np.int64), "is int64"),
+        (np.zeros((4, 4), bool), "is bool"),
         (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "NaN"),
     ],
 )

@@ -67,12 +67,6 @@ def test_a_larger_picture_is_cropped_and_resized_first() -> None:
     assert similarity(video, picture).first_psnr == float("inf")
 
 
-def test_psnr_is_the_textbooks() -> None:
-    clip = np.full((2, 16, 16, 3), 0.5)
-    off_by_a_tenth = similarity(clip + 0.1, np.full((16, 16, 3), 0.5))
-    assert off_by_a_tenth.first_psnr == pytest.approx(20, abs=0.2)  # 10 log10(1 / 0.1^2)
-
-
 def test_quality_of_an_exact_of_a_noisy_and_of_a_slower_video() -> None:
     clip = shifted(2)
     assert quality(clip, clip) == (float("inf"), pytest.approx(1), 1)
@@ -93,16 +87,10 @@ def test_measurements_are_plain_floats_for_pictures_and_arrays_alike() -> None:
 
 
 def test_unusable_input_is_explained() -> None:
-    with pytest.raises(Error, match="differs in size"):
-        motion_score([np.zeros((8, 8, 3)), np.zeros((9, 8, 3))])
-    with pytest.raises(Error, match="no frames"):
-        motion_score([])
-    with pytest.raises(Error, match="two frames"):
-        motion_score(shifted(0, frames=1))
-    with pytest.raises(Error, match="two frames"):
-        flicker(shifted(0, frames=1), np.ones((64, 64), bool))
-    with pytest.raises(Error, match="shape"):
-        motion_score(np.zeros((3, 8, 8)))
+    one = shifted(0, frames=1)
+    for measure in (motion_score, flicker):
+        with pytest.raises(Error, match="two frames"):
+            measure(one)
     with pytest.raises(Error, match="NaN"):
         motion_score(np.full((3, 8, 8, 3), np.nan))
     with pytest.raises(Error, match="marks no pixel"):

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from svdnb.player import PLAYER_WIDTH, Player, compare, show
+from svdnb.player import PLAYER_WIDTH, compare, show
+from svdnb.videos import Display
 
 FRAMES = 14
 FPS = 7
@@ -84,7 +84,7 @@ def test_show_plays_muted_with_controls_and_wide_enough(open_page: OpenPage) -> 
 
 @pytest.mark.parametrize("shown", [show, lambda frames: compare({"a": frames})])
 def test_nothing_starts_by_itself_for_readers_who_want_less_motion(
-    open_page: OpenPage, shown: Callable[[Any], Player]
+    open_page: OpenPage, shown: Callable[[Any], Display]
 ) -> None:
     page = open_page(shown(greys()).html, reduced_motion="reduce")
     page.wait_for_timeout(400)
@@ -114,7 +114,7 @@ def test_a_video_out_of_sight_pauses_until_it_is_seen(open_page: OpenPage) -> No
     page.wait_for_function("document.querySelector('video').paused")
 
 
-def test_compare_steps_every_video_by_one_frame_from_the_keyboard(open_page: OpenPage) -> None:
+def test_the_keyboard_and_the_slider_move_every_video(open_page: OpenPage) -> None:
     page = open_page(compare({"a": greys(), "b": greys()}, fps=FPS).html)
     pause_at_first_frame(page)
     wait_for_frames(page, 1, 1)
@@ -129,6 +129,10 @@ def test_compare_steps_every_video_by_one_frame_from_the_keyboard(open_page: Ope
     page.keyboard.press("End")
     wait_for_frames(page, FRAMES, FRAMES)
     expect(page.get_by_role("status")).to_have_text("Frame 14 of 14")
+    slider = page.get_by_role("slider", name="Frame")
+    slider.fill("9")
+    wait_for_frames(page, 10, 10)
+    expect(slider).to_have_attribute("aria-valuetext", "Frame 10 of 14, 1.29 s")
 
 
 def test_compare_plays_and_pauses_together_whatever_the_labels(open_page: OpenPage) -> None:
@@ -147,14 +151,6 @@ def test_compare_plays_and_pauses_together_whatever_the_labels(open_page: OpenPa
     assert state(page, "paused") == [True, True]
     page.wait_for_timeout(200)
     assert len(set(state(page, "currentTime"))) == 1
-
-
-def test_the_slider_seeks_every_video(open_page: OpenPage) -> None:
-    page = open_page(compare({"a": greys(), "b": greys()}).html)
-    slider = page.get_by_role("slider", name="Frame")
-    slider.fill("9")
-    wait_for_frames(page, 10, 10)
-    expect(slider).to_have_attribute("aria-valuetext", "Frame 10 of 14, 1.29 s")
 
 
 def test_a_video_that_fell_behind_catches_up(open_page: OpenPage) -> None:
@@ -196,10 +192,3 @@ def test_many_players_on_a_page_do_not_disturb_each_other(open_page: OpenPage) -
     page.keyboard.press("ArrowRight")
     wait_for_frames(page, 1, 2, 1)
     assert not page.evaluate("Object.keys(window).filter(name => /svdnb|player/i.test(name))")
-
-
-def test_a_picture_is_shown_beside_the_videos(open_page: OpenPage) -> None:
-    page = open_page(compare({"start": Image.new("RGB", (112, 64), "teal"), "film": greys()}).html)
-    picture = page.get_by_alt_text("Still picture: start")
-    expect(picture).to_be_visible()
-    assert picture.evaluate("img => img.clientHeight") == state(page, "clientHeight")[0]

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from support import lab
-from support.browser import accessibility_problems, launch_chromium
+from support.browser import accessibility_problems
 from support.notebook_style import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "04_micro_conditioning.ipynb"
@@ -24,7 +24,7 @@ TIMEOUT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """Notebook 04 without its experiments: what the panel needs, the panel, and small videos."""
     home = tmp_path_factory.mktemp("lab")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -34,8 +34,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     notebook.cells = [*chosen, new_code_cell(small)]
     path = home / "studio.ipynb"
     nbformat.write(notebook, path)
-    with launch_chromium() as browser, lab.running_lab(path, home) as address:
-        page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    with lab.running_lab(path, home) as address:
+        page = chromium.new_page(viewport={"width": 1300, "height": 1200})
         page.set_default_timeout(TIMEOUT_MS)
         lab.run_all(page, address)
         yield page

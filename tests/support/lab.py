@@ -36,17 +36,9 @@ def running_lab(notebook: Path, home: Path) -> Iterator[str]:
     work.mkdir(parents=True)
     shutil.copy(notebook, work)
     for plugin, values in SETTINGS.items():
-        file = home / "settings" / f"{plugin}.jupyterlab-settings"
+        file = home / ".jupyter/lab/user-settings" / f"{plugin}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
-    own = {
-        "JUPYTERLAB_SETTINGS_DIR": "settings",
-        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-        "JUPYTER_CONFIG_DIR": "config",
-        "JUPYTER_RUNTIME_DIR": "runtime",
-        "IPYTHONDIR": "ipython",
-    }
-    environment = os.environ | {name: str(home / folder) for name, folder in own.items()}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,7 +51,7 @@ def running_lab(notebook: Path, home: Path) -> Iterator[str]:
     with log.open("w") as stream:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *options],
-            env=environment, stdout=stream, stderr=subprocess.STDOUT,
+            env=os.environ | {"HOME": str(home)}, stdout=stream, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             _wait_for(port, server, log)

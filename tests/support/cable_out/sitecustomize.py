@@ -7,38 +7,26 @@ a program tries is written to the file that CABLE_OUT_LOG names.
 import errno
 import os
 import socket
+import sys
 
 OWN = {None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()}
 
 
-def _refuse(host):
+def refuse(event, arguments):
+    if event == "socket.connect":
+        address = arguments[1]
+        host = address[0] if isinstance(address, tuple) else None  # a path is a local socket
+    elif event == "socket.getaddrinfo":
+        host = arguments[0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host
+    if host in OWN:
+        return
     if os.environ.get("CABLE_OUT_LOG"):
         with open(os.environ["CABLE_OUT_LOG"], "a", encoding="utf-8") as log:  # noqa: PTH123
             log.write(f"{host}\n")
     raise OSError(errno.ENETUNREACH, f"the network cable is out: {host}")
 
 
-def _host(address):
-    return address[0] if isinstance(address, tuple) else None  # a path is a local socket
-
-
-class Socket(socket.socket):
-    def connect(self, address):
-        if _host(address) not in OWN:
-            _refuse(_host(address))
-        return super().connect(address)
-
-    def connect_ex(self, address):
-        if _host(address) not in OWN:
-            _refuse(_host(address))
-        return super().connect_ex(address)
-
-
-def getaddrinfo(host, *arguments, _look_up=socket.getaddrinfo, **more):
-    if (host.decode() if isinstance(host, bytes) else host) not in OWN:
-        _refuse(host)
-    return _look_up(host, *arguments, **more)
-
-
-socket.socket = Socket
-socket.getaddrinfo = getaddrinfo
+sys.addaudithook(refuse)
