@@ -11,13 +11,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from urllib.parse import unquote, urlparse
 
 import svdnb
-from svdnb.checkpoints import HUB
+from svdnb.checkpoints import HUB, LICENCE
 from svdnb.errors import Error, first_line, is_out_of_memory, out_of_memory, printable
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from svdnb.generation import Progress, VideoSettings
 
-DONE, FAILED, USAGE, INTERRUPTED, CUT_OFF = 0, 1, 2, 130, 141
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EXAMPLES = """\
 examples:
@@ -45,7 +46,6 @@ exit codes:
   1    failed; the message says why and what to do (doctor: something is missing)
   2    the command or one of its arguments is wrong
   130  interrupted with Ctrl-C; no unfinished video is left
-  141  nobody reads what is printed any more, as in `| head -1`
 """
 
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, and not when Python ends: the reader may be gone
     except BrokenPipeError:  # as in `| head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CUT_OFF
+        return FAILED
     except Error as error:
         return _complain(error, FAILED)
     except KeyboardInterrupt:
@@ -102,11 +102,12 @@ def _complain(sentence: object, code: int) -> int:
 def animate(options: argparse.Namespace) -> int:
     """Generate a video from one picture; print where it is and which model made it."""
     from svdnb.generation import VideoSettings, recipe
-    from svdnb.images import upright
+    from svdnb.images import expanded, upright
     from svdnb.videos import encode
 
     # Before torch, so that a wrong file, or an output that cannot be written, is told at once.
-    wanted = _writable(options.output or _default_output(options.picture))
+    wanted = expanded(options.output or _default_output(options.picture))
+    _require_writable(wanted)
     picture = upright(options.picture)
     checkpoint = svdnb.checkpoint(options.checkpoint)
     settings = VideoSettings.of(checkpoint, **_given(options))
@@ -132,8 +133,9 @@ def animate(options: argparse.Namespace) -> int:
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that are settings of the video; None keeps the checkpoint's own."""
-    others = {"run", "picture", "output", "overwrite", "checkpoint", "pictures", "out"}
-    return {name: value for name, value in vars(options).items() if name not in others}
+    from svdnb.generation import VideoSettings
+
+    return {setting.name: getattr(options, setting.name, None) for setting in fields(VideoSettings)}
 
 
 def _generate(pipe: Any, image: Image.Image, settings: VideoSettings) -> NDArray[np.float32]:
@@ -189,12 +191,11 @@ def prefetch(options: argparse.Namespace) -> int:
     from svdnb.checkpoints import prefetch
     from svdnb.images import expanded
 
-    def accepts(licence: str) -> bool:
-        _say(licence)
-        return options.accept_licence or _says_yes("Do you accept this licence? [y/N] ")
-
+    _say(LICENCE.format(hub_id=HUB[options.checkpoint]))
+    if not options.accept_licence and not _says_yes("Do you accept this licence? [y/N] "):
+        raise Error("You did not accept the licence, so nothing was downloaded.")
     folder = expanded(options.to)
-    prefetch(options.checkpoint, folder, accepts)
+    prefetch(options.checkpoint, folder)
     _say(
         f"{folder} holds {options.checkpoint}, complete. To use it, set:\n"
         f"  SVDNB_CHECKPOINT={folder.resolve()}"
@@ -229,17 +230,8 @@ def _default_output(picture: str) -> Path:
     return Path(f"{stem or 'video'}.mp4")
 
 
-def _output(text: str) -> Path:
-    from svdnb.images import expanded
-
-    try:
-        return _writable(expanded(text))
-    except Error as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _writable(path: Path) -> Path:
-    """Return the path of a video. Raises Error if none can be written there."""
+def _require_writable(path: Path) -> None:
+    """Raise Error if no video can be written there."""
     if path.suffix.lower() != ".mp4":
         raise Error(f"{path} is no name for an mp4 file. Name it like my.mp4.")
     try:
@@ -252,7 +244,6 @@ def _writable(path: Path) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = getattr(error, "strerror", None) or error
         raise Error(f"{path} cannot be written ({reason}). Name another file with -o.") from None
-    return path
 
 
 def _number(kind: type[int | float], low: float, high: float) -> Any:
@@ -309,7 +300,7 @@ def _animate_arguments(command: argparse.ArgumentParser) -> None:
         help="a file, a URL, or the name of an example: "
         f"{', '.join(svdnb.example_images())} (default: rocket); it is cropped to the video's "
         "shape")  # fmt: skip
-    add("-o", "--output", type=_output, metavar="FILE",
+    add("-o", "--output", metavar="FILE",
         help="the video (default: the picture's name with .mp4, in this folder); an existing file "
         "of svdnb is replaced once the new one is complete; beside others, it gets a "
         "free name")  # fmt: skip

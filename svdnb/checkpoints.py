@@ -11,14 +11,14 @@ import shlex
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svdnb.errors import Error, first_line, is_out_of_memory, out_of_memory, printable
+from svdnb.errors import Error, causes, first_line, is_out_of_memory, out_of_memory, printable
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +31,6 @@ HUB = {
 }
 FRAMES = {"svd": 14, "svd-xt": 25}
 NATIVE_SIZE = (1024, 576)
-NATIVE_STEPS = 25
-POCKET_STEPS, POCKET_GUIDANCE = 8, 1.0
 ROOM_FOR_XT = 11 * 2**30
 """GPU memory in bytes from which "auto" chooses SVD-XT: what is called 12 GB is 11.6 to 12 GiB."""
 ROOM_WITHOUT_CHUNKING = 13 * 2**30
@@ -68,7 +66,7 @@ class Checkpoint:
     variant: str | None = None
     width: int = NATIVE_SIZE[0]
     height: int = NATIVE_SIZE[1]
-    num_inference_steps: int = NATIVE_STEPS
+    num_inference_steps: int = 25
     max_guidance_scale: float = 3.0
     multiple: int = 64
     reason: str = field(default="", compare=False)
@@ -188,11 +186,6 @@ def checkpoint_of(pipe: StableVideoDiffusionPipeline) -> Checkpoint:
     )
 
 
-def on_colab() -> bool:
-    """Tell whether this is a Colab session."""
-    return "google.colab" in sys.modules
-
-
 def _suitable() -> Checkpoint:
     """Return SVD-XT if the GPU has room for it, else Pocket SVD, with the reason."""
     memory = _gpu_memory()
@@ -200,7 +193,7 @@ def _suitable() -> Checkpoint:
     reason = f"{found}, and SVD-XT needs {ROOM_FOR_XT >> 30} GiB of GPU memory"
     if memory >= ROOM_FOR_XT:
         return replace(_from_hub("svd-xt"), reason=reason)
-    if on_colab():
+    if "google.colab" in sys.modules:
         reason += ". To get a GPU, choose Runtime > Change runtime type > T4 GPU, then Run all"
     return replace(_pocket(), reason=reason)
 
@@ -245,8 +238,8 @@ def _pocket() -> Checkpoint:
     return replace(
         found,
         name="pocket",
-        num_inference_steps=POCKET_STEPS,
-        max_guidance_scale=POCKET_GUIDANCE,
+        num_inference_steps=8,
+        max_guidance_scale=1.0,
         description="Pocket SVD, the small bundled checkpoint",
     )
 
@@ -368,14 +361,14 @@ def _variant(folder: Path) -> str | None:
     for variant in ("fp16", None):
         if all(_files(folder, part, variant) for part in WEIGHTS):
             return variant
-    half = any(_files(folder, part, "fp16") for part in WEIGHTS)
-    part = next(part for part in WEIGHTS if not _files(folder, part, "fp16" if half else None))
-    if not half and any((folder / part).glob("*.bin")):
+    if any(folder.glob("*/*.bin")):
         raise ValueError(
-            f"{part}/ has weights only as pickles (*.bin), which can run any program when they are "
+            "some parts have pickles (*.bin), which can run any program when they are "
             "loaded; get the checkpoint as safetensors, or if you trust this one, convert it: "
             "from_pretrained(folder, use_safetensors=False).save_pretrained(NEW_FOLDER)"
         )
+    half = any(_files(folder, part, "fp16") for part in WEIGHTS)
+    part = next(part for part in WEIGHTS if not _files(folder, part, "fp16" if half else None))
     precision = "half precision (*.fp16.safetensors)" if half else "safetensors format"
     raise ValueError(f"{part}/ has no weights in {precision}")
 
@@ -396,10 +389,10 @@ def _require_weights(model: Any, files: list[Path]) -> None:
 def _unusable(folder: Path, problem: str) -> Error:
     """Tell how to mend a folder that prefetch filled; nothing else is downloaded into it."""
     what = f"The checkpoint in {folder} cannot be used: {problem}."
-    for name, hub_id in HUB.items():
-        if _source(folder) == hub_id:
-            command = f"python -m svdnb prefetch {name} --to {shlex.quote(str(folder))}"
-            return Error(f"{what} Download what is missing: {command}")
+    names = {hub_id: name for name, hub_id in HUB.items()}
+    if name := names.get(_source(folder)):
+        command = f"python -m svdnb prefetch {name} --to {shlex.quote(str(folder))}"
+        return Error(f"{what} Download what is missing: {command}")
     return Error(
         f"{what} Copy it again from where it came from, or use another one: 'pocket' is bundled; "
         "python -m svdnb prefetch svd-xt --to NEW_FOLDER downloads SVD-XT."
@@ -412,10 +405,8 @@ def _failure(what: str, path: str, error: Exception, remedy: str) -> Error:
 
     if is_out_of_memory(error):
         return out_of_memory(f"the checkpoint was {what}")
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, RepositoryNotFoundError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is not None:  # the hub says this to strangers as well
+    # The hub says "not found" to strangers as well.
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes(error)):
         return Error(
             f"The Hugging Face Hub does not give you {path} yet. Accept its licence at "
             f"https://huggingface.co/{path}, log in with `hf auth login`, and try again."
@@ -458,27 +449,19 @@ This is only a summary. Full text: https://huggingface.co/{hub_id}/blob/main/LIC
 """
 
 
-def prefetch(name: str, folder: Path, accepts: Callable[[str], bool]) -> None:
+def prefetch(name: str, folder: Path) -> None:
     """Download "svd" or "svd-xt" into `folder`; files that are already there are not fetched again.
 
-    `accepts` is called with a summary of the licence before anything is downloaded.
-
-    Raises Error if the licence is not accepted, if the folder holds something else, and if the
-    download fails or is not a whole checkpoint.
+    Show the LICENCE first. Raises Error if the folder holds something else, and if the download
+    fails or is not a whole checkpoint.
     """
     from huggingface_hub import snapshot_download
 
-    if name not in HUB:
-        raise Error(
-            f"{name!r} cannot be downloaded. Name 'svd' or 'svd-xt'; Pocket SVD is bundled."
-        )
     if os.path.lexists(folder) and not _is_download_of(HUB[name], folder):
         raise Error(
             f"{folder} already holds something else than a download of {HUB[name]}, or links. "
             "Name a new folder, or an empty one."
         )
-    if not accepts(LICENCE.format(hub_id=HUB[name])):
-        raise Error("You did not accept the licence, so nothing was downloaded.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SOURCE).write_text(f"{HUB[name]}\n", encoding="utf-8")
@@ -518,11 +501,8 @@ def quiet() -> None:
 
     Some are logged while diffusers is imported, so `import svdnb` calls this.
     """
-    for logger, noise in (
-        ("transformers.utils.import_utils", "`CLIPImageProcessor` requires torchvision"),
-        ("diffusers.models.modeling_utils", "should be kept in float32: []"),
-    ):
-        logging.getLogger(logger).addFilter(partial(_is_useful, noise))
+    for logger in ("transformers.utils.import_utils", "diffusers.models.modeling_utils"):
+        logging.getLogger(logger).addFilter(_is_useful)
     warnings.filterwarnings(
         "ignore",
         "__array__ implementation doesn't accept a copy keyword",
@@ -531,8 +511,9 @@ def quiet() -> None:
     )
 
 
-def _is_useful(noise: str, record: logging.LogRecord) -> bool:
-    return noise not in record.getMessage()
+def _is_useful(record: logging.LogRecord) -> bool:
+    noise = ("`CLIPImageProcessor` requires torchvision", "should be kept in float32: []")
+    return not any(words in record.getMessage() for words in noise)
 
 
 def _hide_loading_bars() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class Error(Exception):
     """Say what went wrong and what to do next; a notebook shows the message without a traceback.
@@ -36,14 +38,20 @@ def out_of_memory(doing: str) -> Error:
     )
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, the one that caused it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error, or one that caused it, means that a CPU's or GPU's memory ran out."""
-    words = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"  # PyTorch's, without an import of it
-        or any(sign in words for sign in _OUT_OF_MEMORY)
-        or any(map(is_out_of_memory, filter(None, (error.__cause__, error.__context__))))
+    return any(
+        isinstance(cause, MemoryError)
+        or type(cause).__name__ == "OutOfMemoryError"  # PyTorch's, without an import of it
+        or any(sign in str(cause).lower() for sign in _OUT_OF_MEMORY)
+        for cause in causes(error)
     )
 
 

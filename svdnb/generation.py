@@ -172,34 +172,20 @@ def explain(error: BaseException, settings: VideoSettings) -> Error:
     """Say what went wrong in a call of the pipeline, and what to do next."""
     if isinstance(error, Error):
         return error
-    size = f"{settings.width}x{settings.height}"
     if is_out_of_memory(error):
         chunk = settings.decode_chunk_size
         fewer = f"decode_chunk_size={max(1, min(2, chunk // 2))}, " if chunk > 1 else ""
         return Error(
-            f"Out of memory with {settings.num_frames} frames of {size} pixels. Try {fewer}fewer "
-            "num_frames, a smaller width and height, or the checkpoint 'pocket', and close other "
-            "programs. To see what fits a GPU, run: python -m svdnb fit"
-        )
-    if any(words in str(error) for words in _SIZE_ERRORS):
-        return Error(
-            f"The model cannot process {size} pixels "
-            f"({first_line(error)}). Use the checkpoint's own size, or multiples of 8 pixels, "
-            "and a picture that svdnb.load_image brought to that size."
+            f"Out of memory with {settings.num_frames} frames of {settings.width}x"
+            f"{settings.height} pixels. Try {fewer}fewer num_frames, a smaller width and height, "
+            "or the checkpoint 'pocket', and close other programs. To see what fits a GPU, run: "
+            "python -m svdnb fit"
         )
     return Error(
         f"The pipeline failed ({type(error).__name__}: {first_line(error)[:300]}). Use settings "
         "that worked before, or load the pipeline again. If that does not help, run: "
         "python -m svdnb doctor"
     )
-
-
-_SIZE_ERRORS = (
-    "divisible by 8",
-    "Sizes of tensors must match",
-    "must match the size of tensor",
-    "Kernel size can't be greater",
-)
 
 
 def _require_light(frames: NDArray[np.float32], image: Image.Image, dtype: torch.dtype) -> None:
@@ -316,12 +302,17 @@ def recipe(
         "dtype": str(checkpoint.dtype),
         "device": checkpoint.device,
         "variant": checkpoint.variant,
-        "picture": without_secrets(picture) if "://" in picture else Path(picture).name,
+        "picture": picture_name(picture),
         "pixels": _digest(image),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
         "threads": torch.get_num_threads(),
     }
+
+
+def picture_name(picture: str) -> str:
+    """Return what a recipe keeps of the place of a picture: a file's name, or a URL."""
+    return without_secrets(picture) if "://" in picture else Path(picture).name
 
 
 def inspect(path: str | os.PathLike[str]) -> str:

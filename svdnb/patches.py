@@ -96,16 +96,12 @@ def refuse_compiled(pipe: Any) -> None:
 
     for name in PARTS:
         part = getattr(pipe, name)
-        if is_compiled_module(part):
+        is_compiled_in_place = getattr(part, "_compiled_call_impl", None) is not None
+        if is_compiled_module(part) or is_compiled_in_place:
             raise Error(
                 f"pipe.{name} is compiled, and its graph would ignore new settings. Put the plain "
-                f"module back (pipe.{name} = pipe.{name}._orig_mod), change the settings, then "
-                "compile again."
-            )
-        if getattr(part, "_compiled_call_impl", None) is not None:
-            raise Error(
-                f"pipe.{name} was compiled in place, and its graph would ignore new settings. "
-                "Load the pipeline again, change the settings, then compile."
+                f"module back (pipe.{name} = pipe.{name}._orig_mod), or load the pipeline again. "
+                "Then change the settings, and compile again."
             )
 
 

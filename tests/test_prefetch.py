@@ -118,8 +118,8 @@ def test_a_download_that_fails_is_explained_and_can_be_continued(
     with monkeypatch.context() as patched:
         patched.setattr(huggingface_hub, "snapshot_download", breaks_off)
         with pytest.raises(Error, match=why):
-            prefetch("svd-xt", folder, lambda _: True)
-    prefetch("svd-xt", folder, lambda _: True)
+            prefetch("svd-xt", folder)
+    prefetch("svd-xt", folder)
     assert (folder / UNET).read_bytes() == (hub / UNET).read_bytes()
 
 
@@ -134,6 +134,6 @@ def test_a_folder_with_something_else_stays_as_it_is(tmp_path: Path) -> None:
         ("svd-xt", mine.parent), ("svd-xt", mine), ("svd", other.parent), ("svd-xt", linked.parent)
     ):  # fmt: skip
         with pytest.raises(Error, match="holds something else"):
-            prefetch(name, folder, lambda _: True)
+            prefetch(name, folder)
     assert mine.read_text() == "{}"
     assert len(files(tmp_path)) == 4

@@ -289,7 +289,7 @@ def test_a_compiled_part_is_refused(pipe: Any) -> None:
     undo(pipe)
     assert not traces(pipe)
     plain.compile(backend="eager")
-    with pytest.raises(svdnb.Error, match="Load the pipeline again"):
+    with pytest.raises(svdnb.Error, match="load the pipeline again"):
         apply_memory(pipe, MemorySettings())
     plain._compiled_call_impl = None
 
