@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,20 @@ from svdnb.pocket.learner import processor
 RESULTS = Path(__file__).parent / "results"
 
 
+def parser(doc: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks by rows have."""
+    result = argparse.ArgumentParser(description=doc.splitlines()[0])
+    result.add_argument("--checkpoint", default="pocket")
+    result.add_argument("--only", nargs="*", metavar="LABEL", help="measure only these rows")
+    result.add_argument("--minutes", type=float, help="end after this time; run again to go on")
+    result.add_argument("--output", type=Path, help="default: a file in benchmarks/results")
+    result.add_argument("--row", metavar="LABEL", help="measure this row, in this process")
+    return result
+
+
 def collect(
     command: Sequence[str],
-    labels: Sequence[str],
+    labels: Iterable[str],
     about: dict[str, Any],
     output: Path,
     minutes: float | None = None,
@@ -37,34 +49,33 @@ def collect(
     measured under the same conditions (`about`) stay, so an interrupted benchmark goes on. After
     `minutes`, the process that runs is ended and its row is left for the next time.
     """
-    deadline = time.monotonic() + minutes * 60 if minutes else None
+    deadline = time.monotonic() + 60 * (minutes or float("inf"))
     record = {"machine": machine(), **about, "rows": []}
     with suppress(OSError, ValueError):
         found = json.loads(output.read_text(encoding="utf-8"))
         if all(found.get(name) == value for name, value in about.items()):
             record["rows"] = [row for row in found["rows"] if "failed" not in row]
+    there = {row["label"] for row in record["rows"]}
     for label in labels:
-        if label in [row["label"] for row in record["rows"]]:
+        if label in there:
             continue
-        start = time.monotonic()
-        left = deadline and max(0.1, deadline - start)
         try:
-            row = {"label": label, **_row([*command, "--row", label], left)}
+            row = _row([*command, "--row", label], deadline - time.monotonic())
         except subprocess.TimeoutExpired:
             print(f"No time left for {label!r}. Run this again to go on from here.", flush=True)
             break
-        row["total_seconds"] = round(time.monotonic() - start, 1)
-        record["rows"].append(row)
-        record["rows"].sort(key=lambda row: ([*labels, row["label"]]).index(row["label"]))
+        record["rows"].append({"label": label, **row})
         write(output, record)
     return record
 
 
-def _row(command: Sequence[str], timeout: float | None) -> dict[str, Any]:
+def _row(command: Sequence[str], seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "row.json"
         ended = subprocess.run(
-            [sys.executable, *command, "--output", str(output)], check=False, timeout=timeout
+            [sys.executable, *command, "--output", str(output)],
+            check=False,
+            timeout=None if seconds == float("inf") else max(0.1, seconds),
         )
         if not output.exists():
             return {"failed": f"the process ended with {ended.returncode}"}
@@ -121,28 +132,15 @@ def machine() -> dict[str, Any]:
         "instruction_sets": instruction_sets,
         "threads": torch.get_num_threads(),
         "slug": gpu.lower().replace(" ", "-"),
-        "versions": {p: _version(p) for p in ("torch", "diffusers", "transformers", "accelerate")},
+        "versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "accelerate")},
         "cuda": torch.version.cuda,
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def _commit() -> str:
-    with suppress(OSError):
-        ended = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=RESULTS.parent,
-        )
-        return ended.stdout.strip() or "unknown"
-    return "unknown"
+    ended = subprocess.run(
+        "git rev-parse --short HEAD", shell=True, capture_output=True, text=True, check=False
+    )
+    return ended.stdout.strip() or "unknown"

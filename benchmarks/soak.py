@@ -17,10 +17,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -68,12 +68,11 @@ class Soak:
         def fail(*_: Any) -> None:
             raise RuntimeError("CUDA error: out of memory")
 
-        with _hook(self.pipe.unet.register_forward_pre_hook(fail)):
+        with self.pipe.unet.register_forward_pre_hook(fail):
             generate(self.pipe, self.image, self.settings)
 
     def nan(self) -> None:
-        broken = self.pipe.vae.decoder.register_forward_hook(lambda *call: call[-1] * np.nan)
-        with _hook(broken):
+        with self.pipe.vae.decoder.register_forward_hook(lambda *call: call[-1] * np.nan):
             generate(self.pipe, self.image, replace(self.settings, seed=7))
 
     def bad_picture(self) -> None:
@@ -83,11 +82,8 @@ class Soak:
         encode(np.full((3, 64, 64, 3), np.nan))
 
     def no_ffmpeg(self) -> None:
-        os.environ["IMAGEIO_FFMPEG_EXE"] = "/nowhere/ffmpeg"
-        try:
+        with patch.dict(os.environ, IMAGEIO_FFMPEG_EXE="/nowhere/ffmpeg"):
             encode(np.zeros((3, 64, 64, 3)))
-        finally:
-            del os.environ["IMAGEIO_FFMPEG_EXE"]
 
     def no_folder(self) -> None:
         encode(np.zeros((1, 64, 64, 3))).write(self.folder / "rocket.mp4" / "x.mp4")
@@ -95,14 +91,6 @@ class Soak:
     def not_ours(self) -> None:
         (self.folder / "text.mp4").write_text("no film", encoding="utf-8")
         inspect(self.folder / "text.mp4")
-
-
-@contextmanager
-def _hook(handle: Any) -> Any:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def run(soak: Soak, videos: int) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (memory, memory))
-        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (memory - GIB, memory))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: GIB)
         monkeypatch.setattr(fit, "this_host", lambda: HOST)
 
     return use
@@ -46,12 +46,23 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_fastest_plan_fits_gpu_and_host(card: Any) -> None:
     card(T4)
     plan = svdnb.fit_memory("auto")
+    assert plan.budget == T4, "what this process has reserved can be used again"
     assert plan.prediction.num_frames == 25
     assert plan.prediction.peak + SET_ASIDE <= T4
     assert fit.host_bytes(plan.prediction) <= HOST
     assert plan.settings.layerwise_decode == "gpu"
     assert "dtype=torch.float16" in plan.code
     assert f"{plan.prediction.peak / GIB:.1f} by the faster plan" in README
+
+
+def test_a_host_that_is_short_gets_another_plan_or_a_sentence(card: Any) -> None:
+    """Colab's 12.7 GB cannot hold the weights and a parked video."""
+    card(int(7.6 * GIB))
+    assert svdnb.fit_memory("auto").settings == svdnb.fit_memory(7.6).settings
+    card(6 * GIB)
+    assert svdnb.fit_memory(6).settings.layerwise_decode == "host"
+    with pytest.raises(svdnb.Error, match=r"own memory is too small: 11\.8 GiB"):
+        svdnb.fit_memory("auto")
 
 
 def test_the_first_notebook_fits_as_it_is() -> None:

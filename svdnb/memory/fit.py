@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -76,17 +77,6 @@ class Fit:
         return self.prediction.settings
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments for the call: `pipe(image, **fit.arguments)`."""
-        width, height = self.prediction.size
-        return {
-            "width": width,
-            "height": height,
-            "num_frames": self.prediction.num_frames,
-            "decode_chunk_size": self.prediction.num_frames,
-        }
-
-    @property
     def minutes(self) -> float:
         """Estimate of the time on a T4, in minutes."""
         return t4_seconds(self.prediction, self.num_inference_steps) / 60
@@ -95,15 +85,20 @@ class Fit:
     def code(self) -> str:
         """Program that makes a video of photo.jpg with these settings, on a GPU."""
         model = replace(find_checkpoint(self.checkpoint), device="cuda", dtype=torch.float16)
+        width, height = self.prediction.size
         video = VideoSettings.of(
-            model, **self.arguments, num_inference_steps=self.num_inference_steps
+            model,
+            width=width,
+            height=height,
+            num_frames=self.prediction.num_frames,
+            decode_chunk_size=self.prediction.num_frames,
+            num_inference_steps=self.num_inference_steps,
         )
-        changes = "".join(f"    {k}={v!r},\n" for k, v in self.settings.changes().items())
-        setup = (
-            f"import svdnb\n\nsettings = svdnb.MemorySettings(\n{changes})\n"
-            "svdnb.apply_memory(pipe, settings)\n"
-        )
-        return to_code(video, model, "photo.jpg", setup=setup if changes else 'pipe.to("cuda")\n')
+        setup = 'pipe.to("cuda")\n'
+        if self.settings != MemorySettings():
+            setup = f"import svdnb\n\nsettings = {self.settings!r}\n"
+            setup += "svdnb.apply_memory(pipe, settings)\n"
+        return to_code(video, model, "photo.jpg", setup=setup)
 
     def __str__(self) -> str:
         """Show the settings, and what the video needs with them."""
@@ -127,23 +122,21 @@ def fit_memory(
     size: tuple[int, int] | None = None,
     *,
     num_inference_steps: int | None = None,
-    host: float | None = None,
 ) -> Fit:
     """Find the fastest settings with which a video fits into `budget` GiB of GPU memory.
 
-    "auto" asks this machine's GPU how much is free. Fast means little arithmetic, and few bytes
-    moved between GPU and host. All settings considered produce the frames of the plain pipeline.
-    num_inference_steps defaults to the checkpoint's own. host is the memory of the computer itself,
-    in GiB; by default that of this one with "auto", and enough otherwise.
+    "auto" asks this machine's GPU how much is free, and considers the memory of the computer itself
+    too. Fast means little arithmetic, and few bytes moved between GPU and host. All settings
+    considered produce the frames of the plain pipeline. num_inference_steps defaults to the
+    checkpoint's own.
 
     Raises Error if nothing fits, naming what would, and wherever `predict_memory` does.
     """
     room = _bytes_of(budget)
-    if host is None and budget == "auto":
-        host = this_host() / 2**30
+    host = this_host() if budget == "auto" else float("inf")
     steps = num_inference_steps or find_checkpoint(checkpoint).num_inference_steps
     video = {"checkpoint": checkpoint, "num_frames": num_frames, "size": size}
-    plans = list(_plans(room - SET_ASIDE, float("inf") if host is None else host * 2**30, video))
+    plans = list(_plans(room - SET_ASIDE, host, video))
     if not plans:
         raise Error(_nothing_fits(room, host, video))
     best = min(plans, key=lambda prediction: t4_seconds(prediction, steps))
@@ -207,25 +200,28 @@ def _plans(room: int, host: float, video: dict[str, Any]) -> Iterator[Prediction
             yield predict_memory(**video, settings=MemorySettings(**chosen))
 
 
-def _nothing_fits(room: int, host: float | None, video: dict[str, Any]) -> str:
+def _nothing_fits(room: int, host: float, video: dict[str, Any]) -> str:
     wanted = predict_memory(**video, settings=SMALLEST)
-    width, height = wanted.size
-    what = f"{wanted.checkpoint} with {wanted.num_frames} frames of {width}x{height}"
-    if wanted.peak + SET_ASIDE <= room:
+    what, needed = _described(wanted), wanted.peak + SET_ASIDE
+    if needed <= room:
         return (
-            f"{what} fits the GPU, but this computer's own memory is too small: {host or 0:.1f} "
-            "GiB. Close other programs, or use a computer with 16 GiB or more."
+            f"{what} fits the GPU, but this computer's own memory is too small: "
+            f"{host / 2**30:.1f} GiB. Close other programs, or use a computer with 16 GiB or more."
         )
     sentence = (
-        f"{what} needs {gib(wanted.peak + SET_ASIDE)} GiB with every saving, but only {gib(room)} "
-        "are there."
+        f"{what} needs {gib(needed)} GiB with every saving, {(needed - room) / 2**20:.0f} MiB more "
+        f"than the {gib(room)} that are there."
     )
-    smaller: list[dict[str, Any]] = [{"num_frames": n} for n in (14, 8) if n < wanted.num_frames]
-    smaller += [{"size": (w, h)} for w, h in ((768, 448), (512, 320)) if w < width and h < height]
-    for change in smaller:
-        found = predict_memory(**{**video, **change}, settings=SMALLEST)
-        needed = found.peak + SET_ASIDE
-        if needed <= room:
-            frames, (width, height) = found.num_frames, found.size
-            return f"{sentence} {frames} frames of {width}x{height} would fit: {gib(needed)} GiB."
+    pixels = wanted.num_frames * math.prod(wanted.size)
+    for num_frames, size in (14, wanted.size), (8, wanted.size), (wanted.num_frames, (512, 320)):
+        if num_frames * math.prod(size) < pixels:
+            smaller = predict_memory(video["checkpoint"], num_frames, size, SMALLEST)
+            needed = smaller.peak + SET_ASIDE
+            if needed <= room:
+                return f"{sentence} {_described(smaller)} would fit: {gib(needed)} GiB."
     return f"{sentence} Pocket SVD runs anywhere: svdnb.checkpoint('pocket')."
+
+
+def _described(prediction: Prediction) -> str:
+    width, height = prediction.size
+    return f"{prediction.checkpoint} with {prediction.num_frames} frames of {width}x{height}"

@@ -49,14 +49,10 @@ class InSlices(ModelHook):  # type: ignore[misc]
 
 
 class TokensInSlices(ModelHook):  # type: ignore[misc]
-    """Run a temporal transformer block on some positions of the picture at a time.
+    """Run a temporal transformer block on a quarter of the picture at a time.
 
     The block attends along time only, so the positions are independent of each other.
     """
-
-    def __init__(self, slices: int) -> None:
-        super().__init__()
-        self.slices = slices
 
     def new_forward(
         self,
@@ -69,7 +65,7 @@ class TokensInSlices(ModelHook):  # type: ignore[misc]
         # (videos * tokens, 1, channels) -> (videos, tokens, 1, channels)
         context = encoder_hidden_states.unflatten(0, (-1, tokens))
         result = torch.empty_like(hidden_states)
-        for part in _slices(tokens, -(-tokens // self.slices)):
+        for part in _slices(tokens, -(-tokens // 4)):
             result[:, part] = self.fn_ref.original_forward(
                 hidden_states[:, part],
                 num_frames=num_frames,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from svdnb.memory.tracker import HOST, Tracker, flop_counter
 
 RECORD_VERSION = 1
 """Part of the cache's key. Increase it when a change to `svdnb.memory` changes predictions."""
+RECORD_KEYS = {"weights", "timeline", "host", "parked_bytes", "streamed_bytes", "tflop"}
 MOMENTS = 240
 """Number of intervals in a stage's timeline."""
 KINDS = ("weights", "skip connections", "activations")
@@ -99,15 +100,14 @@ class Prediction:
 
     def tflop(self, num_inference_steps: int) -> float:
         """Count the 10^12 floating point operations of a video."""
-        return float(sum(self._per_stage("tflop", num_inference_steps)))
+        return sum(stage.tflop for stage in self._every_stage(num_inference_steps))
 
     def moved(self, num_inference_steps: int) -> int:
         """Count the bytes that a video moves between the GPU and the host's memory."""
-        return self.visits + int(sum(self._per_stage("moved", num_inference_steps)))
+        return self.visits + sum(stage.moved for stage in self._every_stage(num_inference_steps))
 
-    def _per_stage(self, what: str, num_inference_steps: int) -> Iterator[float]:
-        for name, stage in self.stages.items():
-            yield getattr(stage, what) * (num_inference_steps if name == "UNet step" else 1)
+    def _every_stage(self, num_inference_steps: int) -> list[Stage]:
+        return [*self.stages.values(), *[self.stages["UNet step"]] * (num_inference_steps - 1)]
 
     def __str__(self) -> str:
         width, height = self.size
@@ -131,13 +131,11 @@ def predict_memory(
     num_frames: int | None = None,
     size: tuple[int, int] | None = None,
     settings: MemorySettings = MemorySettings(),  # noqa: B008 (frozen)
-    *,
-    dtype: torch.dtype | None = None,
 ) -> Prediction:
     """Predict the memory and the arithmetic of a video with guidance. It needs no GPU or weights.
 
-    checkpoint: "svd", "svd-xt", "pocket", a folder, or a `Checkpoint`. num_frames and size (width,
-    height) default to the checkpoint's own; dtype to half precision for SVD and SVD-XT.
+    checkpoint: "svd", "svd-xt" (both in half precision), "pocket", a folder, or a `Checkpoint`.
+    num_frames and size (width, height) default to the checkpoint's own.
 
     The prediction counts tensors, so compare it with `torch.cuda.max_memory_allocated`. The
     allocator's reserve, workspaces of cuDNN and cuBLAS, and CUDA's own hundreds of MiB come on top;
@@ -150,13 +148,11 @@ def predict_memory(
     Raises Error for a video that the model cannot make, and for a missing checkpoint.
     """
     quiet()
-    video = describe_video(checkpoint, num_frames, size, dtype)
+    video = describe_video(checkpoint, num_frames, size)
     records = {stage: _record(stage, video, settings) for stage in STAGES}
     stages = {stage: _stage(stage, settings.offload, records) for stage in STAGES}
-    weights, visits = (
-        sum(records[stage]["weights"] for stage in chosen)
-        for chosen in (_WHOLE, _VISITS[settings.offload])
-    )
+    weights = sum(records[stage]["weights"] for stage in _WHOLE)
+    visits = sum(records[stage]["weights"] for stage in _VISITS[settings.offload])
     return Prediction(video.name, video.num_frames, video.size, settings, stages, weights, visits)
 
 
@@ -215,22 +211,17 @@ class Video:
     dtype: torch.dtype
 
     @property
-    def factor(self) -> int:
-        """Pixels of the video for one pixel of the latents, along one side."""
-        return int(2 ** (len(self.configs["vae"]["block_out_channels"]) - 1))
-
-    @property
     def latent_size(self) -> tuple[int, int]:
         """(height, width) of the latents."""
+        factor = 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
         width, height = self.size
-        return height // self.factor, width // self.factor
+        return height // factor, width // factor
 
 
 def describe_video(
     name: str | os.PathLike[str] | Checkpoint,
     num_frames: int | None,
     size: tuple[int, int] | None,
-    dtype: torch.dtype | None,
 ) -> Video:
     """Fill in what the checkpoint knows. Raises Error for a video that it cannot make."""
     found = name if isinstance(name, Checkpoint) else checkpoint(name)
@@ -244,12 +235,12 @@ def describe_video(
             part: checkpoints.read_json(Path(found.path) / part / "config.json")
             for part in set(PART.values())
         }
+        dtype = found.dtype
     else:
         configs = full_size_configs(found.name)
-        dtype = dtype or torch.float16
+        dtype = torch.float16
     num_frames = found.num_frames if num_frames is None else num_frames
     size = size or (found.width, found.height)
-    video = Video(found.name, configs, num_frames, size, dtype or found.dtype)
     if num_frames < 2:
         raise Error(f"A video needs 2 frames or more, not {num_frames}.")
     if min(size) < 64 or any(side % found.multiple for side in size):
@@ -257,7 +248,7 @@ def describe_video(
             f"A video of {size[0]}x{size[1]} pixels is not possible. Use multiples of "
             f"{found.multiple} from 64 up, for example {found.width}x{found.height}."
         )
-    return video
+    return Video(found.name, configs, num_frames, size, dtype)
 
 
 # --- from records to stages -----------------------------------------------------------------------
@@ -321,7 +312,7 @@ def _cached(question: Mapping[str, Any], answer: Callable[[], dict[str, Any]]) -
     file = folder / f"{question['stage'].replace(' ', '-').lower()}-{key[:24]}.json"
     with suppress(OSError, ValueError):
         known = checkpoints.read_json(file)
-        if known.keys() == RECORD:
+        if known.keys() == RECORD_KEYS:
             return known
     record = answer()
     with suppress(OSError):
@@ -352,21 +343,13 @@ def _run(stage: str, video: Video, settings: MemorySettings) -> dict[str, Any]:
         halves = 2 if settings.split_guidance else 1
         with flop_counter() as flops, Tracker(part) as tracker:
             play(stage, part, video, settings.decode_chunk_size, halves)
-    return summary(tracker, flops.get_total_flops(), times=halves)
-
-
-RECORD = {"weights", "timeline", "host", "parked_bytes", "streamed_bytes", "tflop"}
-
-
-def summary(tracker: Tracker, flop: int, times: int = 1) -> dict[str, Any]:
-    """Summarise a tracked stage, which happens `times` times in a row, ready for JSON."""
     return {
         "weights": tracker.weights,
         "timeline": _worst_moments(np.array(tracker.samples)),
         "host": tracker.host_peak,
-        "parked_bytes": times * tracker.parked_bytes,
-        "streamed_bytes": times * tracker.streamed_bytes,
-        "tflop": times * flop / 1e12,
+        "parked_bytes": halves * tracker.parked_bytes,
+        "streamed_bytes": halves * tracker.streamed_bytes,
+        "tflop": halves * flops.get_total_flops() / 1e12,
     }
 
 
@@ -424,4 +407,4 @@ def _play_decoder(vae: Any, video: Video, chunk: int) -> None:
     decoded = StableVideoDiffusionPipeline.decode_latents(
         SimpleNamespace(vae=vae), latents, video.num_frames, chunk
     )
-    VideoProcessor(vae_scale_factor=video.factor).postprocess_video(decoded, "pt")
+    VideoProcessor().postprocess_video(decoded, "pt")

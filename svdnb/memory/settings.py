@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 Offload = Literal["none", "model", "group"]
 Layerwise = Literal["no", "gpu", "host"]
 
-TOKEN_SLICES = 4
-"""With `frames_at_a_time`, temporal transformers run on this many slices of the picture."""
-
 
 @dataclass(frozen=True, repr=False)
 class MemorySettings:
@@ -127,7 +124,7 @@ def patch_unet(unet: Any, settings: MemorySettings, undo_stack: ExitStack) -> No
         if isinstance(part, spatial):
             hook(part, InSlices(frames), "svdnb_frames", undo_stack)
         elif isinstance(part, TemporalBasicTransformerBlock):
-            hook(part, TokensInSlices(TOKEN_SLICES), "svdnb_tokens", undo_stack)
+            hook(part, TokensInSlices(), "svdnb_tokens", undo_stack)
 
 
 def patch_vae(

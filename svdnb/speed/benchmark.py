@@ -15,7 +15,6 @@ from tqdm import tqdm
 from svdnb.errors import Error
 
 Run = Callable[[], object]
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -53,34 +52,35 @@ class Benchmark:
 
     timings: Mapping[str, Timing]
 
-    def ratio(self, label: str, to: str | None = None) -> Ratio:
-        """Compute how many times as fast a label is as `to`, by default the first one.
+    @property
+    def baseline(self) -> Timing:
+        return next(iter(self.timings.values()))
+
+    def ratio(self, label: str) -> Ratio:
+        """Compute how many times as fast as the baseline a label is.
 
         Each round gives one ratio, of two runs close in time. The interval is a percentile
         bootstrap of the median (Efron and Tibshirani, 1993).
         """
-        ratios = np.divide(self._baseline(to).seconds, self.timings[label].seconds)
-        resamples = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
+        ratios = np.divide(self.baseline.seconds, self.timings[label].seconds)
+        resamples = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
         low, high = np.percentile(np.median(resamples, axis=1), [2.5, 97.5])
         return Ratio(float(np.median(ratios)), float(low), float(high))
 
-    def break_even(self, label: str, to: str | None = None) -> float:
+    def break_even(self, label: str) -> float:
         """Compute after how many runs the longer warm-up has paid off; infinity means never."""
-        base, other = self._baseline(to), self.timings[label]
-        saved = base.median - other.median
+        timing = self.timings[label]
+        saved = self.baseline.median - timing.median
         if saved <= 0:
             return float("inf")
-        return max(0.0, other.cost - base.cost) / saved
-
-    def _baseline(self, label: str | None) -> Timing:
-        return self.timings[label or next(iter(self.timings))]
+        return max(0.0, timing.cost - self.baseline.cost) / saved
 
     def __repr__(self) -> str:
         width = max(map(len, self.timings)) + 2
         lines = [f"{'':{width}}warm-up    median   times as fast         pays off after"]
-        for number, (label, timing) in enumerate(self.timings.items()):
+        for label, timing in self.timings.items():
             line = f"{label:{width}}{timing.cost:5.1f} s{timing.median:8.2f} s"
-            if number > 0:
+            if timing is not self.baseline:
                 videos = self.break_even(label)
                 pays_off = "never" if videos == float("inf") else f"{videos:.0f} videos"
                 line += f"   {self.ratio(label)!r:21} {pays_off}"

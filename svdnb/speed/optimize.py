@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 # the compiler chooses the layout itself.
 BEST = {
     "cpu": ("one_token", "time_2d", "sub_pixel", "channels_last", "compile_unet"),
-    "cuda": ("one_token", "time_2d", "sub_pixel", "attention", "compile_unet", "compile_decoder"),
+    "cuda": ("one_token", "time_2d", "sub_pixel", "attention", "compile_unet"),
 }
 
 
 def speed_up(pipe: StableVideoDiffusionPipeline, only: Sequence[str] | None = None) -> list[str]:
     """Put exact speed-ups on a pipeline, replacing earlier ones; `undo` takes them off.
 
-    The frames stay the same up to rounding. By default this is the best known set for the device;
-    what cannot work with the pipeline's memory settings is left out, and a line says why. `only`
-    selects by name:
+    The frames stay the same up to rounding. By default this is the fastest known set for the
+    device, without what the pipeline's memory settings rule out; a line says why. `only` selects by
+    name:
 
     "one_token": cross-attention skips queries, keys and its norm, because SVD attends to a single
     token.
@@ -44,8 +44,7 @@ def speed_up(pipe: StableVideoDiffusionPipeline, only: Sequence[str] | None = No
     "sub_pixel": upsampling and the convolution after it in one, at the small size.
     "attention": the fastest attention kernels of the card first.
     "channels_last": convolution weights in the channels-last memory layout.
-    "compile_unet", "compile_decoder": torch.compile as one graph; the first video of each size
-    waits for it, and the decoder's last chunk has a size of its own if it is shorter.
+    "compile_unet": torch.compile as one graph; the first video of each size waits for it.
 
     The tensors of a UNet that streams its weights (offload "group") stay as they are.
     Returns the names of what is on. Call `apply_memory` first, because it takes speed-ups off.
@@ -57,53 +56,31 @@ def speed_up(pipe: StableVideoDiffusionPipeline, only: Sequence[str] | None = No
         raise Error(f"There is no speed-up {', '.join(unknown)}. Choose from {choices}.")
     done = []
     with replacing(pipe, "speed") as undo_stack:
-        for name in SPEED_UPS:
+        for name in (name for name in SPEED_UPS if name in names):
             try:
-                if name in names:
-                    SPEED_UPS[name](pipe, undo_stack)
-                    done.append(name)
+                SPEED_UPS[name](pipe, undo_stack)
             except Error as error:
                 if only is not None:
                     raise
                 print(f"Without {name}: {error}")
+            else:
+                done.append(name)
     return done
 
 
-def approximate(
-    pipe: StableVideoDiffusionPipeline,
-    reuse_every: int = 1,
-    guided: tuple[float, float] = (0.0, 1.0),
-) -> None:
-    """Let the UNet skip work at some steps, which changes the frames; `undo` takes this off.
+def approximate(pipe: StableVideoDiffusionPipeline, reuse_every: int) -> None:
+    """Compute the deep blocks of the UNet at every n-th step only, and reuse their results between.
 
-    reuse_every: compute the deep blocks of the UNet at every n-th step only, n >= 1, and reuse
-    their results in between (DeepCache: Ma, Fang and Wang, 2023).
-    guided: use classifier-free guidance only in this interval of the steps, from 0 (the first) to
-    1 (the last); outside it the UNet does half the work (Kynkäänniemi et al., 2024).
+    This changes the frames (DeepCache: Ma, Fang and Wang, 2023); `undo` takes it off.
 
-    Raises Error for values out of range, for both at once, and if a part is compiled.
+    Raises Error for fewer than 1 step, and if a part is compiled.
     """
     if not isinstance(reuse_every, int) or reuse_every < 1:
         raise Error(f"reuse_every={reuse_every!r} is not a number of steps. Use 1 or more.")
-    start, end = guided
-    if not 0 <= start <= end <= 1:
-        raise Error(f"guided={guided!r} is not an interval within (0, 1). Use (0.25, 0.75), say.")
-    has_interval = (start, end) != (0, 1)
-    if reuse_every > 1 and has_interval:
-        raise Error(
-            "reuse_every and guided cannot be combined: a result computed with guidance does not "
-            "fit a step without it. Leave one of them out."
-        )
     refuse_compiled(pipe)
-    undo_stack, unet, scheduler = stack(pipe, "speed"), pipe.unet, pipe.scheduler
-    if reuse_every > 1:
-        for block in (*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]):
-            reuse = _ReuseResult(lambda: _step(scheduler) % reuse_every == 0)
-            hook(block, reuse, "svdnb_reuse", undo_stack)
-    if has_interval:
-        guide = _GuidedInterval(lambda: start <= _step(scheduler) / len(scheduler.timesteps) < end)
-        with _beneath_offloading(pipe, undo_stack):
-            hook(unet, guide, "svdnb_guided", undo_stack)
+    unet, scheduler, undo_stack = pipe.unet, pipe.scheduler, stack(pipe, "speed")
+    for block in (*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]):
+        hook(block, _ReuseResult(scheduler, reuse_every), "svdnb_reuse", undo_stack)
 
 
 def can_compile() -> bool:
@@ -193,12 +170,6 @@ class OneTokenAttention:
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        tokens = encoder_hidden_states.shape[1]
-        if tokens != 1:
-            raise Error(
-                f'The speed-up "one_token" needs a single token and got {tokens}. '
-                "Take it off with svdnb.undo(pipe)."
-            )
         to_out, _dropout = attn.to_out
         value: Tensor = to_out(attn.to_v(encoder_hidden_states))
         return value  # (batch, 1, channels): the residual connection broadcasts it
@@ -346,34 +317,16 @@ def _compile_unet(pipe: Any, undo_stack: ExitStack) -> None:
             "the UNet's blocks run piece by piece, so the graph would have each of them many times "
             "and compile for very long. Leave out frames_at_a_time and forward_chunking to compile."
         )
-    # With model offloading, accelerate moves the weights first, and the graph comes after that.
-    options = GRAPH | {"fullgraph": not hasattr(unet, "_hf_hook")}
+    # A new size gets a graph of its own, which is as fast as the first one. With model offloading,
+    # accelerate moves the weights first, and the graph comes after that.
+    options = {"dynamic": False, "fullgraph": not hasattr(unet, "_hf_hook")}
     if "svdnb_halves" in hook_names(unet):  # the graph is that of one half
         half = unet._diffusers_hook.get_hook("svdnb_halves").fn_ref
         undo_stack.callback(setattr, half, "original_forward", half.original_forward)
         half.original_forward = torch.compile(half.original_forward, **options)
     else:
-        _compile(unet, options, undo_stack)
-
-
-def _compile_decoder(pipe: Any, undo_stack: ExitStack) -> None:
-    decoder = pipe.vae.decoder
-    _require_compiler(_device_type(pipe))
-    if hook_names(decoder) or _is_streamed(decoder):
-        raise Error(
-            "the decoder runs layer by layer, so its graph would be huge. Leave out "
-            "layerwise_decode to compile it."
-        )
-    _compile(decoder, GRAPH, undo_stack)
-
-
-# The default mode; and a new size gets a graph of its own, which is as fast as the first one.
-GRAPH = {"fullgraph": True, "dynamic": False}
-
-
-def _compile(module: nn.Module, options: dict[str, Any], undo_stack: ExitStack) -> None:
-    module.compile(**options)
-    undo_stack.callback(setattr, module, "_compiled_call_impl", None)
+        unet.compile(**options)
+        undo_stack.callback(setattr, unet, "_compiled_call_impl", None)
 
 
 # In the order in which they are put on.
@@ -384,80 +337,24 @@ SPEED_UPS: dict[str, Callable[[Any, ExitStack], None]] = {
     "attention": _attention,
     "channels_last": _channels_last,
     "compile_unet": _compile_unet,
-    "compile_decoder": _compile_decoder,
 }
 
 
-# --- approximations -------------------------------------------------------------------------------
-
-
 class _ReuseResult(ModelHook):  # type: ignore[misc]
-    """Runs a block when `is_due()`, and returns its last result otherwise."""
+    """Runs a block at every n-th step, and returns its last result at the others."""
 
-    def __init__(self, is_due: Callable[[], bool]) -> None:
+    def __init__(self, scheduler: Any, every: int) -> None:
         super().__init__()
-        self.is_due = is_due
+        self.scheduler = scheduler
+        self.every = every
         self.last: Any = None
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self.is_due():
+        if torch.compiler.is_compiling():
+            raise RuntimeError(  # one that the compiler can repeat
+                "A UNet that skips work at some steps cannot be one graph. Take the approximation "
+                "off with svdnb.undo(pipe), or do not compile."
+            )
+        if (self.scheduler.step_index or 0) % self.every == 0:
             self.last = self.fn_ref.original_forward(*args, **kwargs)
         return self.last
-
-
-class _GuidedInterval(ModelHook):  # type: ignore[misc]
-    """Runs the UNet on both halves of guidance when `is_guided()`.
-
-    Otherwise it runs on the half with the picture and returns that twice, so the pipeline's
-    guidance finds no difference to amplify.
-    """
-
-    def __init__(self, is_guided: Callable[[], bool]) -> None:
-        super().__init__()
-        self.is_guided = is_guided
-
-    def new_forward(
-        self,
-        module: nn.Module,
-        sample: Tensor,
-        timestep: Any,
-        encoder_hidden_states: Tensor,
-        added_time_ids: Tensor,
-        return_dict: bool = True,
-    ) -> Any:
-        call = self.fn_ref.original_forward
-        if len(sample) % 2 or self.is_guided():
-            return call(sample, timestep, encoder_hidden_states, added_time_ids, return_dict)
-        sample, states, ids = (
-            x.chunk(2)[1] for x in (sample, encoder_hidden_states, added_time_ids)
-        )
-        output = call(sample, timestep, states, ids, return_dict)
-        both = torch.cat([output[0], output[0]])
-        return type(output)(both) if return_dict else (both,)
-
-
-@contextmanager
-def _beneath_offloading(pipe: Any, undo_stack: ExitStack) -> Iterator[None]:
-    """Hook a whole part within this block, also if accelerate offloads it.
-
-    accelerate renews its hooks after each video, and would drop one that lies around them.
-    """
-    if not getattr(pipe, "_all_hooks", None):
-        yield
-        return
-    device = pipe._offload_device
-    pipe.remove_all_hooks()
-    undo_stack.callback(pipe.enable_model_cpu_offload, device=device)
-    yield
-    pipe.enable_model_cpu_offload(device=device)
-    undo_stack.callback(pipe.remove_all_hooks)
-
-
-def _step(scheduler: Any) -> int:
-    """Return the index of the current denoising step."""
-    if torch.compiler.is_compiling():
-        raise RuntimeError(  # one that the compiler can repeat
-            "A UNet that skips work at some steps cannot be one graph. Take the approximation off "
-            "with svdnb.undo(pipe), or do not compile."
-        )
-    return int(scheduler.step_index or 0)

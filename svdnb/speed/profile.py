@@ -100,13 +100,14 @@ class Roofline:
     ceiling: float
     bandwidth: float
 
-    def share(self, seconds: float | None = None) -> float:
-        """Compute the share of the ceiling that the run reaches, or would reach in `seconds`."""
-        return self.tflop / (self.seconds if seconds is None else seconds) / self.ceiling
+    @property
+    def share(self) -> float:
+        """The share of the ceiling that the run reaches."""
+        return self.tflop / self.seconds / self.ceiling
 
     def __repr__(self) -> str:
         return (
-            f"{self.tflop:.3g} TFLOP in {self.seconds:.2f} s: {self.share():.0%} of the ceiling, "
+            f"{self.tflop:.3g} TFLOP in {self.seconds:.2f} s: {self.share:.0%} of the ceiling, "
             f"{self.ceiling:.3g} TFLOP/s"
         )
 
@@ -114,8 +115,7 @@ class Roofline:
 def roofline(run: Run, dtype: torch.dtype | None = None) -> Roofline:
     """Compare `run()`, which must be warm and not compiled, with the peak of this machine.
 
-    dtype: number format of the peak; by default float16 on a GPU and float32 on a CPU. Compiling
-    changes the time and not the arithmetic, so ask the result for `share(seconds)` of other runs.
+    dtype: number format of the peak; by default float16 on a GPU and float32 on a CPU.
 
     Raises Error if the run has no arithmetic that can be counted.
     """
@@ -131,13 +131,6 @@ def roofline(run: Run, dtype: torch.dtype | None = None) -> Roofline:
     dtype = dtype or (torch.float16 if on_gpu else torch.float32)
     device = "cuda" if on_gpu else "cpu"
     return Roofline(kinds, tflop, seconds, peak_tflops(device, dtype), _bandwidth(device))
-
-
-def count_tflop(run: Run) -> float:
-    """Count the 10^12 floating point operations of a run that is not compiled."""
-    with flop_counter() as counter:
-        run()
-    return float(counter.get_total_flops()) / 1e12
 
 
 # Kinds of operations, by a part of the operation's name. The first match counts.
