@@ -7,9 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,7 +17,6 @@ from PIL import Image, ImageFilter
 import svdnb
 from support import miniature
 from svdnb.pocket import evaluate, learner, model, scenes, train
-from svdnb.pocket.denoising import Condition
 
 WEIGHTS = Path(scenes.__file__).parent / "weights"
 THINGS = ["rocket", "boat", "balloon", "plane"]
@@ -93,26 +89,6 @@ def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
     picture, size = Image.new("RGB", (112, 64)), {"width": 112, "height": 64}
     frames = pipe(picture, **size, num_inference_steps=1, num_frames=2).frames[0]
     assert len(frames) == 2
-
-
-def test_clips_on_the_samplers_way_are_where_its_step_leads() -> None:
-    scheduler = model.build_scheduler()
-    scheduler.set_timesteps(4)
-    high, low = scheduler.sigmas[1:3]
-    clean, noise, predicted = torch.randn(3, 2, 3, 16, 8, 8, generator=torch.manual_seed(0))
-    condition = Condition(torch.zeros(2, 16, 8, 8), torch.zeros(2, 8), torch.zeros(2, 3))
-
-    def predict(noisy: torch.Tensor, *_: Any, **__: Any) -> Any:
-        return SimpleNamespace(sample=predicted[: len(noisy)])
-
-    start, sigma = torch.stack([high, low]), torch.stack([low, low])
-    unet = mock.Mock(side_effect=predict, dtype=torch.float32)
-    found = train.sampled(unet, clean, noise, start, sigma, condition)
-
-    noisy = clean[:1] + high * noise[:1]
-    step = scheduler.step(predicted[:1], scheduler.timesteps[1], noisy)
-    assert torch.allclose(found[:1], step.prev_sample, atol=1e-4)
-    assert torch.equal(found[1], clean[1] + low * noise[1])
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:

@@ -32,10 +32,6 @@ class Condition:
     embedding: Tensor
     ids: Tensor
 
-    def select(self, chosen: Tensor) -> Condition:
-        """Return the condition of some of the clips."""
-        return Condition(self.picture[chosen], self.embedding[chosen], self.ids[chosen])
-
 
 def condition_on(
     vae: Any,

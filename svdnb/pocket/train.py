@@ -36,14 +36,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
 from svdnb.pocket import scenes
-from svdnb.pocket.denoising import (
-    Condition,
-    clip_input,
-    condition_on,
-    denoise,
-    encode,
-    squared_error,
-)
+from svdnb.pocket.denoising import clip_input, condition_on, denoise, encode, squared_error
 from svdnb.pocket.learner import (
     Learner,
     compute_copy,
@@ -54,6 +47,7 @@ from svdnb.pocket.learner import (
 from svdnb.pocket.model import (
     HEIGHT,
     SIGMA_MAX,
+    SIGMA_MIN,
     WIDTH,
     build_image_encoder,
     build_scheduler,
@@ -70,10 +64,6 @@ EMA_HORIZON = 0.04
 """The averaged weights look back on this share of the steps taken so far."""
 MOVING_WEIGHT = 5.0
 """Where a clip changes, an error counts this much more: still places are learned in minutes."""
-SAMPLED = 0.9
-"""This share of the clips is what the UNet itself made of pure noise. Only the rest is true."""
-SAMPLED_ERROR = 0.4
-"""Root mean square of that error where things move."""
 HIGH_SIGMA = 8.0
 """Above this noise level the UNet has to draw the clip from the picture alone."""
 DECODER_NOISE = 0.25
@@ -268,7 +258,7 @@ class Run:
         recent = self.curve[-50:]
         seconds = recent[-1]["seconds"] - recent[0]["seconds"]
         rate = (len(recent) - 1) * self.args.batch / seconds if seconds else math.nan
-        known = {k: [e[k] for e in recent if not math.isnan(e.get(k, math.nan))] for k in report}
+        known = {k: [e[k] for e in recent if not math.isnan(e[k])] for k in report}
         means = {k: round(sum(values) / len(values), 4) for k, values in known.items() if values}
         line = {"step": self.step, "minutes": round(self.spent / 60, 1), **means}
         print(json.dumps({**line, "examples_per_s": round(rate, 2)}), flush=True)
@@ -434,13 +424,9 @@ def train_unet(args: argparse.Namespace) -> None:
         target = torch.tensor(np.stack([i["latents"] for i in items])).float().to(device) * scale
         sigma = torch.tensor([random_sigma(s) for s in streams], device=device)
         noise = torch.stack([s.normal(*target.shape[1:]) for s in streams]).to(device)
-        own = torch.tensor([s.rng.random() < SAMPLED for s in streams], device=device)
-        start = torch.where(own, SIGMA_MAX, sigma)
-        noisy = sampled(run.learner.compute["unet"], target, noise, start, sigma, seen)
-        # A clip from the sampler's way is off by more than its noise.
-        level = torch.where(own, (sigma**2 + SAMPLED_ERROR**2).sqrt(), sigma)
+        noisy = target + sigma.view(-1, 1, 1, 1, 1) * noise
         error = squared_error(
-            denoise(run.learner.compute["unet"], noisy, sigma, seen), target, level
+            denoise(run.learner.compute["unet"], noisy, sigma, seen), target, sigma
         )
         moving = moving_places(target)
         each = (error * (1 + MOVING_WEIGHT * moving)).mean((1, 2, 3, 4))
@@ -449,7 +435,6 @@ def train_unet(args: argparse.Namespace) -> None:
             each.mean(),
             {
                 "loss": error.mean().item(),
-                "loss_sampled": error[own].mean().item(),
                 "loss_high_sigma": error[high].mean().item(),
                 "moving_high_sigma": moving_error(error[high], moving[high]),
             },
@@ -457,31 +442,10 @@ def train_unet(args: argparse.Namespace) -> None:
 
 
 def random_sigma(stream: Stream) -> float:
-    """Draw a noise level: seven of ten from 0.4 to the highest, evenly in the logarithm."""
-    if stream.rng.random() < 0.7:
-        return float(0.4 * (SIGMA_MAX / 0.4) ** stream.rng.random())
+    """Draw a noise level: nine of ten are those of the sampler, evenly in the logarithm."""
+    if stream.rng.random() < 0.9:
+        return float(SIGMA_MIN / 2 * (2 * SIGMA_MAX / SIGMA_MIN) ** stream.rng.random())
     return float(torch.exp(stream.normal(1) - 1.5).clamp(0.002, SIGMA_MAX))
-
-
-def sampled(
-    unet: Any, clean: Tensor, noise: Tensor, start: Tensor, sigma: Tensor, condition: Condition
-) -> Tensor:
-    """Return noisy clips at levels sigma, where the sampler's step from levels start leads.
-
-    In training the UNet usually sees true clips with noise, but when it makes a video, it sees its
-    own estimates with noise, and has to put right what is wrong with them. One Euler step of the
-    UNet shows it such clips. Where start and sigma are the same, only noise is added.
-    Source: Zhou et al., "DREAM: Diffusion Rectification and Estimation-Adaptive Models" (2024).
-    """
-    noisy = clean + sigma.view(-1, 1, 1, 1, 1) * noise
-    chosen = start > sigma
-    if chosen.any():
-        before = clean[chosen] + start[chosen].view(-1, 1, 1, 1, 1) * noise[chosen]
-        with torch.no_grad():
-            estimate = denoise(unet, before, start[chosen], condition.select(chosen))
-        share = 1 - (sigma / start)[chosen].view(-1, 1, 1, 1, 1)
-        noisy[chosen] += share * (estimate - clean[chosen])
-    return noisy
 
 
 def moving_places(clips: Tensor) -> Tensor:
