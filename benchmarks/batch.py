@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def run(rows: Path, out: Path, options: Sequence[str], processes: int) -> dict[s
     }
 
 
+def claims(out: Path) -> set[tuple[str, int]]:
+    found = set()
+    for path in out.glob(".*.claim*"):
+        with suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_ctime_ns))
+    return found
+
+
 def kill(rows: Path, out: Path, options: Sequence[str], right: dict[str, str]) -> dict[str, Any]:
     """Kill the run at random moments; return how much was there after each, and what is wrong."""
     chance = random.Random(0)
@@ -78,11 +87,12 @@ def kill(rows: Path, out: Path, options: Sequence[str], right: dict[str, str]) -
     again = []
     wrong: list[str] = []
     for _ in range(KILLS):
+        left = claims(out)  # by the process that was killed before
         process = subprocess.Popen(
             command(rows, out, options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         started = len(times)
-        while process.poll() is None and not list(out.glob(".*.claim*")):
+        while process.poll() is None and claims(out) <= left:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 3))
         process.send_signal(signal.SIGKILL)
