@@ -235,9 +235,15 @@ class Batch:
     def _next(self) -> Job | None:
         """Claim the first video that is to be made; None if other processes have all of them."""
         for job in list(self._open):
-            if self._claim(job):
+            # Without a claim, because in a run that goes on most videos are there. But a process
+            # that died after writing has left its claim: it goes when it is taken over.
+            if self._is_settled(job) and not job.claim.exists():
+                del self._open[job]
+                self._bar.update()
+            elif self._claim(job):
                 del self._open[job]
                 if not self._is_settled(job):
+                    job.note.unlink(missing_ok=True)  # of an earlier run
                     return job
                 self._release(job)
         return None
@@ -271,7 +277,6 @@ class Batch:
         """Tell whether the video is there, as wanted, or failed since this run began."""
         if self._is_new(job.note) or self._is_new(job.video):
             return True
-        job.note.unlink(missing_ok=True)  # of an earlier run
         kept = settings_of(job.video) if job.video.is_file() else None
         return kept is not None and not _is_newer(job) and not self._changes(job, kept)
 

@@ -77,8 +77,8 @@ def build_image_encoder() -> CLIPVisionModelWithProjection:
 def build_scheduler() -> EulerDiscreteScheduler:
     """Build SVD's sampler, with noise levels from 80 to 4 instead of 700 to 0.002.
 
-    Small frames do not need a stronger noise. Below 4, estimates of this UNet became worse with
-    each step: it took what was wrong with the one before for a part of the picture.
+    Small frames do not need stronger noise. Below 4, the estimates of this UNet got worse with each
+    step: it took the errors of the previous estimate for part of the picture.
     """
     return EulerDiscreteScheduler(
         num_train_timesteps=1000,

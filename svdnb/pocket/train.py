@@ -442,7 +442,7 @@ def train_unet(args: argparse.Namespace) -> None:
 
 
 def random_sigma(stream: Stream) -> float:
-    """Draw a noise level: nine of ten are those of the sampler, evenly in the logarithm."""
+    """Draw a noise level, nine times out of ten near the sampler's, evenly in its logarithm."""
     if stream.rng.random() < 0.9:
         return float(SIGMA_MIN / 2 * (2 * SIGMA_MAX / SIGMA_MIN) ** stream.rng.random())
     return float(torch.exp(stream.normal(1) - 1.5).clamp(0.002, SIGMA_MAX))
